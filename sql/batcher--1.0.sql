@@ -1,0 +1,322 @@
+/* sql/batcher--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION batcher" to load this file. \quit
+
+-- Never IF NOT EXISTS: a schema that somebody else made is not taken over.
+CREATE SCHEMA batcher;
+COMMENT ON SCHEMA batcher IS 'tables and views of the extension batcher';
+GRANT USAGE ON SCHEMA batcher TO PUBLIC;
+
+--
+-- Tables.  Nobody is granted anything on them: the functions and views below
+-- decide who sees what.
+--
+
+CREATE SEQUENCE batcher.queue_id AS integer;
+COMMENT ON SEQUENCE batcher.queue_id IS 'numbers of queues';
+
+-- The bound below which tickets and chunk numbers are given from memory.
+CREATE SEQUENCE batcher.number INCREMENT BY 1048576;
+COMMENT ON SEQUENCE batcher.number IS
+'upper bound of the tickets given so far';
+
+CREATE TABLE batcher.queue_definition (
+    id integer PRIMARY KEY,
+    name text COLLATE "C" NOT NULL UNIQUE,
+    owner oid NOT NULL,
+    owner_name text COLLATE "C" NOT NULL,
+    flush_sql text,
+    search_path text NOT NULL,
+    options jsonb NOT NULL,
+    paused boolean NOT NULL,
+    pause_reason text,
+    created_at timestamptz NOT NULL
+);
+COMMENT ON TABLE batcher.queue_definition IS
+'the queues; change them by the functions batch_*_queue only';
+
+-- One tuple holds rows of one transaction for one queue.  There is no index:
+-- the worker knows where its tuples are.  A tuple fills at most one page,
+-- unless a single row is larger; then its payload is stored out of line,
+-- uncompressed.
+CREATE TABLE batcher.spool (
+    number bigint NOT NULL,
+    home bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    queue_id integer NOT NULL,
+    lane integer NOT NULL,
+    enqueued_by text NOT NULL,
+    tickets bigint[] NOT NULL,
+    payloads jsonb[] NOT NULL,
+    keys text[],
+    topics text[],
+    priorities integer[],
+    attempts integer[],
+    immediate boolean[]
+) WITH (toast_tuple_target = 8160);
+ALTER TABLE batcher.spool
+    ALTER enqueued_by SET STORAGE PLAIN,
+    ALTER tickets SET STORAGE EXTERNAL,
+    ALTER payloads SET STORAGE EXTERNAL,
+    ALTER keys SET STORAGE EXTERNAL,
+    ALTER topics SET STORAGE EXTERNAL,
+    ALTER priorities SET STORAGE EXTERNAL,
+    ALTER attempts SET STORAGE EXTERNAL,
+    ALTER immediate SET STORAGE EXTERNAL,
+    REPLICA IDENTITY NOTHING;
+COMMENT ON TABLE batcher.spool IS
+'rows of durable queues that wait to be flushed; see the view batcher.pending';
+
+SELECT pg_catalog.pg_extension_config_dump('batcher.queue_id', '');
+SELECT pg_catalog.pg_extension_config_dump('batcher.number', '');
+SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition', '');
+SELECT pg_catalog.pg_extension_config_dump('batcher.spool', '');
+
+-- Our own functions write these tables without firing the next two triggers.
+-- What fires them comes from elsewhere: a restore, or logical replication.
+CREATE FUNCTION batcher.arrived()
+RETURNS trigger
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_arrived';
+REVOKE ALL ON FUNCTION batcher.arrived() FROM PUBLIC;
+COMMENT ON FUNCTION batcher.arrived() IS
+'trigger: hold what a restore brings, skip what logical replication brings';
+
+CREATE TRIGGER arrived BEFORE INSERT ON batcher.queue_definition
+    FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.queue_definition ENABLE ALWAYS TRIGGER arrived;
+CREATE TRIGGER arrived BEFORE INSERT ON batcher.spool
+    FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER arrived;
+
+CREATE FUNCTION batcher.changed()
+RETURNS trigger
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_changed';
+REVOKE ALL ON FUNCTION batcher.changed() FROM PUBLIC;
+COMMENT ON FUNCTION batcher.changed() IS
+'trigger: tell all sessions and the worker, at commit, that definitions changed';
+
+CREATE TRIGGER changed
+    AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON batcher.queue_definition
+    FOR EACH STATEMENT EXECUTE FUNCTION batcher.changed();
+ALTER TABLE batcher.queue_definition ENABLE ALWAYS TRIGGER changed;
+
+--
+-- Queues
+--
+
+CREATE FUNCTION batch_create_queue(
+    queue text,
+    flush_sql text DEFAULT NULL,
+    target regclass DEFAULT NULL,
+    row_type regtype DEFAULT NULL,
+    options jsonb DEFAULT '{}',
+    if_not_exists boolean DEFAULT false)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_create_queue';
+-- A queue takes memory and workers of the server: a DBA says who may make one.
+REVOKE ALL ON FUNCTION
+    batch_create_queue(text, text, regclass, regtype, jsonb, boolean)
+    FROM PUBLIC;
+COMMENT ON FUNCTION
+    batch_create_queue(text, text, regclass, regtype, jsonb, boolean) IS
+'make a queue';
+
+CREATE FUNCTION batch_alter_queue(
+    queue text,
+    options jsonb DEFAULT '{}',
+    flush_sql text DEFAULT NULL,
+    target regclass DEFAULT NULL,
+    row_type regtype DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_alter_queue';
+COMMENT ON FUNCTION
+    batch_alter_queue(text, jsonb, text, regclass, regtype) IS
+'change options or the statement of a queue';
+
+CREATE FUNCTION batch_drop_queue(queue text, force boolean DEFAULT false)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_drop_queue';
+COMMENT ON FUNCTION batch_drop_queue(text, boolean) IS
+'drop a queue; refused while rows wait, unless forced';
+
+CREATE FUNCTION batch_pause(queue text DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_pause';
+COMMENT ON FUNCTION batch_pause(text) IS
+'let rows gather without flushing them';
+
+CREATE FUNCTION batch_resume(queue text DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_resume';
+COMMENT ON FUNCTION batch_resume(text) IS
+'flush again what batch_pause or a restore holds';
+
+CREATE FUNCTION batch_purge(queue text)
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_purge';
+COMMENT ON FUNCTION batch_purge(text) IS
+'throw away the waiting rows of a queue, and say how many there were';
+
+--
+-- Rows in, flush, wait
+--
+
+CREATE FUNCTION batch_enqueue(
+    queue text,
+    payload jsonb,
+    key text DEFAULT NULL,
+    topic text DEFAULT NULL,
+    priority integer DEFAULT 0,
+    immediate boolean DEFAULT false)
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_enqueue';
+COMMENT ON FUNCTION
+    batch_enqueue(text, jsonb, text, text, integer, boolean) IS
+'put a row into a queue, with the transaction, and return its ticket';
+
+CREATE FUNCTION batch_enqueue_many(
+    queue text,
+    payloads jsonb[],
+    keys text[] DEFAULT NULL,
+    topics text[] DEFAULT NULL,
+    priority integer DEFAULT 0,
+    immediate boolean DEFAULT false)
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_enqueue_many';
+COMMENT ON FUNCTION
+    batch_enqueue_many(text, jsonb[], text[], text[], integer, boolean) IS
+'put many rows into a queue, with the transaction, and return how many';
+
+CREATE FUNCTION batch_flush(
+    queue text DEFAULT NULL,
+    timeout interval DEFAULT '30 s')
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_flush';
+COMMENT ON FUNCTION batch_flush(text, interval) IS
+'flush now what waits, and return how many rows were flushed';
+
+CREATE FUNCTION batch_wait(
+    queue text,
+    ticket bigint,
+    timeout interval DEFAULT '30 s')
+RETURNS text
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_wait';
+COMMENT ON FUNCTION batch_wait(text, bigint, interval) IS
+'wait until a row is settled, and say how';
+
+CREATE FUNCTION batch_reset_stats(queue text DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_reset_stats';
+COMMENT ON FUNCTION batch_reset_stats(text) IS
+'set the counters of a queue to zero';
+
+--
+-- Views.  Each is all of a function in C, which decides by the rights of
+-- current_user what to return: a WHERE in a view could be preceded by a
+-- function that its user wrote.
+--
+
+CREATE FUNCTION batcher.get_queue(
+    OUT queue text, OUT owner text, OUT flush_sql text,
+    OUT search_path text, OUT options jsonb, OUT paused boolean,
+    OUT pause_reason text, OUT created_at timestamptz)
+RETURNS SETOF record
+LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_queue';
+COMMENT ON FUNCTION batcher.get_queue() IS 'what batcher.queue shows';
+
+CREATE VIEW batcher.queue AS SELECT * FROM batcher.get_queue();
+COMMENT ON VIEW batcher.queue IS 'the queues and their definitions';
+
+CREATE FUNCTION batcher.get_option(
+    OUT name text, OUT type text, OUT "default" text, OUT min text,
+    OUT max text, OUT description text)
+RETURNS SETOF record
+LANGUAGE C STABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'batcher_get_option';
+COMMENT ON FUNCTION batcher.get_option() IS 'what batcher.option shows';
+
+CREATE VIEW batcher.option AS SELECT * FROM batcher.get_option();
+COMMENT ON VIEW batcher.option IS 'the options that a queue can have';
+
+CREATE FUNCTION batcher.get_status(
+    OUT queue text, OUT pending bigint, OUT pending_bytes bigint,
+    OUT spilled bigint, OUT oldest_at timestamptz, OUT oldest_age interval,
+    OUT oldest_runnable_age interval, OUT next_flush_at timestamptz,
+    OUT is_flushing boolean, OUT paused boolean, OUT pause_reason text,
+    OUT consecutive_failures integer, OUT retry_at timestamptz,
+    OUT last_error text, OUT current_batch_size integer,
+    OUT current_window interval, OUT lanes integer, OUT worker_pid integer)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_status';
+COMMENT ON FUNCTION batcher.get_status() IS 'what batcher.status shows';
+
+CREATE VIEW batcher.status AS SELECT * FROM batcher.get_status();
+COMMENT ON VIEW batcher.status IS 'what each queue is doing now';
+
+CREATE FUNCTION batcher.get_stat_queue(
+    OUT queue text, OUT rows_enqueued bigint, OUT rows_flushed bigint,
+    OUT rows_retried bigint, OUT rows_purged bigint, OUT rows_spilled bigint,
+    OUT batches bigint, OUT batches_by_size bigint,
+    OUT batches_by_time bigint, OUT batches_forced bigint,
+    OUT batches_immediate bigint, OUT batches_failed bigint,
+    OUT messages_sent bigint, OUT messages_saved bigint,
+    OUT messages_dropped bigint, OUT message_bytes bigint,
+    OUT flush_time interval, OUT avg_batch_size double precision,
+    OUT last_flush_at timestamptz, OUT last_error text,
+    OUT last_error_at timestamptz, OUT deadline_missed bigint,
+    OUT stats_reset timestamptz)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_stat_queue';
+COMMENT ON FUNCTION batcher.get_stat_queue() IS
+'what batcher.stat_queue shows';
+
+CREATE VIEW batcher.stat_queue AS SELECT * FROM batcher.get_stat_queue();
+COMMENT ON VIEW batcher.stat_queue IS 'counters of each queue';
+
+CREATE FUNCTION batcher.get_worker(
+    OUT pid integer, OUT database text, OUT state text, OUT queue text,
+    OUT rows integer, OUT since timestamptz)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_worker';
+COMMENT ON FUNCTION batcher.get_worker() IS 'what batcher.worker shows';
+
+CREATE VIEW batcher.worker AS SELECT * FROM batcher.get_worker();
+COMMENT ON VIEW batcher.worker IS 'the background workers';
+
+CREATE FUNCTION batcher.get_pending(
+    OUT queue text, OUT ticket bigint, OUT key text, OUT topic text,
+    OUT priority integer, OUT payload jsonb, OUT attempts integer,
+    OUT durable boolean, OUT enqueued_at timestamptz, OUT enqueued_by text)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_pending';
+COMMENT ON FUNCTION batcher.get_pending() IS 'what batcher.pending shows';
+
+CREATE VIEW batcher.pending AS SELECT * FROM batcher.get_pending();
+COMMENT ON VIEW batcher.pending IS
+'the waiting rows of the queues that one may manage';
+
+GRANT SELECT ON batcher.queue, batcher.option, batcher.status,
+    batcher.stat_queue, batcher.worker, batcher.pending TO PUBLIC;
+
+-- Fires the trigger of above, which tells the launcher at commit that this
+-- database has the extension.
+UPDATE batcher.queue_definition SET paused = paused WHERE false;

@@ -1,0 +1,87 @@
+/*
+ * debug.c
+ *	  Named points at which a test makes a process wait, fail or die.
+ *
+ * The setting batcher.debug_points is a comma-separated list of name=action.
+ * Actions: 'wait' (until the file batcher_debug_NAME.go appears in the data
+ * directory; batcher_debug_NAME.waiting appears when the point is reached),
+ * 'kill' (SIGKILL to this process), 'error' (an ERROR, SQLSTATE XX000),
+ * 'fatal' (a FATAL).  Critical places cannot take an ERROR: a test names only
+ * those that can.  Files rather than locks, because several points lie where
+ * no lock may be taken.  Any process.
+ */
+#include "postgres.h"
+
+#ifdef BATCHER_DEBUG_POINTS
+
+#include <signal.h>
+#include <unistd.h>
+#include <sys/stat.h>
+
+#include "base/debug.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "utils/guc.h"
+
+static char *debug_points = NULL;
+
+void
+batcher_debug_define(void)
+{
+	DefineCustomStringVariable("batcher.debug_points",
+							   "Arms named points of the code, for tests.",
+							   NULL, &debug_points, "", PGC_SUSET,
+							   GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+}
+
+/* Wait until the test lets this point go. */
+static void
+wait_for_go(const char *name)
+{
+	char		waiting[MAXPGPATH];
+	char		go[MAXPGPATH];
+	struct stat st;
+	FILE	   *f;
+
+	snprintf(waiting, sizeof(waiting), "batcher_debug_%s.waiting", name);
+	snprintf(go, sizeof(go), "batcher_debug_%s.go", name);
+	f = fopen(waiting, "w");
+	if (f)
+		fclose(f);
+	while (stat(go, &st) != 0)
+		usleep(2000);
+	(void) unlink(waiting);
+}
+
+/*
+ * A point of the code that a test may arm by name.
+ */
+void
+batcher_debug_point(const char *name)
+{
+	size_t		len = strlen(name);
+	const char *p = debug_points;
+
+	while (p && *p)
+	{
+		if (strncmp(p, name, len) == 0 && p[len] == '=')
+		{
+			const char *action = p + len + 1;
+
+			if (strncmp(action, "wait", 4) == 0)
+				wait_for_go(name);
+			else if (strncmp(action, "kill", 4) == 0)
+				(void) kill(MyProcPid, SIGKILL);
+			else if (strncmp(action, "error", 5) == 0)
+				elog(ERROR, "batcher debug point \"%s\"", name);
+			else if (strncmp(action, "fatal", 5) == 0)
+				elog(FATAL, "batcher debug point \"%s\"", name);
+			return;
+		}
+		p = strchr(p, ',');
+		if (p)
+			p++;
+	}
+}
+
+#endif							/* BATCHER_DEBUG_POINTS */

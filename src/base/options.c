@@ -1,0 +1,368 @@
+/*
+ * options.c
+ *	  The options of a queue: one table, and what is done by it.
+ *
+ * What a user gave is kept as jsonb, as it was given; the effective values
+ * are computed from it whenever a definition is read, so that a change of a
+ * server setting reaches each queue that leaves the choice to the server.
+ * Hence there are two ways in.  batcher_options_merge() checks what is given
+ * and raises errors; it runs in the client that makes or alters a queue.
+ * batcher_options_resolve() runs wherever a definition is read, also in
+ * workers, which must not fail over a value that another version accepted:
+ * it takes the default instead.  Both parse with option_value.c, which says
+ * no rather than raising an error.
+ *
+ * To add an option: a member of BatcherOptions, a line of the table here,
+ * and, where its default depends on others, a line in fill_computed().
+ */
+#include "postgres.h"
+
+#include "base/options.h"
+#include "base/settings.h"
+#include "utils/formatting.h"
+#include "utils/varlena.h"
+
+#define MAX_ROWS		1000000
+#define DAY_MS			(24 * 60 * 60 * 1000)
+#define TERABYTE		(1024.0 * 1024.0 * 1024.0 * 1024.0)
+#define MAX_CHANNEL		1024
+
+static bool check_channel(const char *text, char **why);
+static void report_unknown_name(const char *name,
+								int len) pg_attribute_noreturn();
+
+static const BatcherOptionEnum when_full_values[] = {
+	{"spill", BATCHER_FULL_SPILL},
+	{"wait", BATCHER_FULL_WAIT},
+	{"error", BATCHER_FULL_ERROR},
+	{NULL, 0}
+};
+
+static const BatcherOptionEnum notify_format_values[] = {
+	{"none", BATCHER_NOTIFY_NONE},
+	{"summary", BATCHER_NOTIFY_SUMMARY},
+	{NULL, 0}
+};
+
+#define OPTION(name, type) \
+	#name, type, offsetof(BatcherOptions, name)
+
+const BatcherOption batcher_options[] = {
+	{OPTION(durable, BATCHER_OPTION_BOOL),
+		"true", false, 0, 0, NULL, NULL,
+	"whether a committed row survives any crash; if not, it lives in memory only"},
+	{OPTION(flush_size, BATCHER_OPTION_INT),
+		"max_batch_size", true, 1, MAX_ROWS, NULL, NULL,
+	"rows at which a flush starts before the window ends"},
+	{OPTION(max_batch_size, BATCHER_OPTION_INT),
+		"batcher.max_batch_size", true, 1, MAX_ROWS, NULL, NULL,
+	"the most rows that one flush takes"},
+	{OPTION(flush_interval, BATCHER_OPTION_DURATION),
+		"batcher.flush_interval", true, 1, DAY_MS, NULL, NULL,
+	"window: the longest that a committed row waits before its flush is due"},
+	{OPTION(flush_timeout, BATCHER_OPTION_DURATION),
+		"60 s", false, 1, DAY_MS, NULL, NULL,
+	"statement timeout of one flush"},
+	{OPTION(memory_limit, BATCHER_OPTION_SIZE),
+		"0", false, 0, TERABYTE, NULL, NULL,
+	"shared memory that the queue may hold; 0: only the server's limit"},
+	{OPTION(when_full, BATCHER_OPTION_ENUM),
+		"spill if durable, else wait", true, 0, 0, when_full_values, NULL,
+	"what an enqueue does when memory is full: \"spill\", \"wait\" or \"error\""},
+	{OPTION(notify_channel, BATCHER_OPTION_TEXT),
+		NULL, false, 1, MAX_CHANNEL, NULL, check_channel,
+	"channel of the messages, in which \"{queue}\" stands for the queue's name"},
+	{OPTION(notify_format, BATCHER_OPTION_ENUM),
+		"summary", false, 0, 0, notify_format_values, NULL,
+	"what is sent after a flush: \"none\" or \"summary\""}
+};
+
+const int	batcher_num_options = lengthof(batcher_options);
+
+/* The option of that name, or NULL. */
+static const BatcherOption *
+find_option(const char *name, int len)
+{
+	for (int i = 0; i < batcher_num_options; i++)
+	{
+		if (strlen(batcher_options[i].name) == len &&
+			memcmp(batcher_options[i].name, name, len) == 0)
+			return &batcher_options[i];
+	}
+	return NULL;
+}
+
+/*
+ * A BatcherOption.check: a channel names no placeholder but {queue}.  What
+ * cannot be one, because no brace closes it, is refused too: it is a slip of
+ * the pen, and the sender need not decide what it means.
+ */
+static bool
+check_channel(const char *text, char **why)
+{
+	const char *begin = text;
+
+	while ((begin = strchr(begin, '{')) != NULL)
+	{
+		const char *end = strchr(begin, '}');
+
+		if (end == NULL)
+		{
+			*why = pstrdup("A \"{\" in it has no \"}\".");
+			return false;
+		}
+		if (strncmp(begin, "{queue}", end - begin + 1) != 0)
+		{
+			*why = psprintf("The placeholder \"%s\" is unknown; the known one is \"{queue}\".",
+							pnstrdup(begin, end - begin + 1));
+			return false;
+		}
+		begin = end + 1;
+	}
+	return true;
+}
+
+/*
+ * Get the value of an option from what is stored; false if it is not there,
+ * or no longer a value that the option takes.
+ */
+static bool
+get_stored(Jsonb *stored, const BatcherOption *option,
+		   BatcherOptionValue *result)
+{
+	JsonbValue	value;
+	char	   *why;
+
+	if (stored == NULL || !JB_ROOT_IS_OBJECT(stored))
+		return false;
+	if (getKeyJsonValueFromContainer(&stored->root, option->name,
+									 strlen(option->name), &value) == NULL)
+		return false;
+	return batcher_option_parse_json(option, &value, result, &why);
+}
+
+/* As get_stored(), by the name of an option that is in the table. */
+static bool
+get_stored_by_name(Jsonb *stored, const char *name, BatcherOptionValue *result)
+{
+	const BatcherOption *option = find_option(name, strlen(name));
+
+	Assert(option != NULL);
+	return get_stored(stored, option, result);
+}
+
+/*
+ * Raise the error for a name that no option has.  There is always a nearest
+ * one to suggest, whatever the case of the letters.
+ */
+static void
+report_unknown_name(const char *name, int len)
+{
+	const char *nearest = NULL;
+	int			best = -1;		/* no bound yet */
+	char	   *shown = batcher_option_clip(name, len);
+	char	   *folded = asc_tolower(shown, strlen(shown));
+
+	for (int i = 0; i < batcher_num_options; i++)
+	{
+		const char *known = batcher_options[i].name;
+		int			distance;
+
+		distance = varstr_levenshtein_less_equal(folded, strlen(folded),
+												 known, strlen(known),
+												 1, 1, 1, best, true);
+		if (nearest == NULL || distance < best)
+		{
+			nearest = known;
+			best = distance;
+		}
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("option \"%s\" does not exist", shown),
+			 errhint("Perhaps you meant the option \"%s\".", nearest)));
+}
+
+/* Refuse values that cannot hold together; defaults give way instead. */
+static void
+check_contradictions(Jsonb *merged)
+{
+	BatcherOptionValue flush_size;
+	BatcherOptionValue max_batch_size;
+	BatcherOptionValue when_full;
+	BatcherOptionValue durable;
+
+	if (get_stored_by_name(merged, "flush_size", &flush_size) &&
+		get_stored_by_name(merged, "max_batch_size", &max_batch_size) &&
+		flush_size.number > max_batch_size.number)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"flush_size\" (%.0f) must not be greater than option \"max_batch_size\" (%.0f)",
+						flush_size.number, max_batch_size.number)));
+	if (get_stored_by_name(merged, "when_full", &when_full) &&
+		get_stored_by_name(merged, "durable", &durable) &&
+		when_full.number == BATCHER_FULL_SPILL && !durable.number)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"when_full\" cannot be \"spill\" when option \"durable\" is false"),
+				 errhint("Rows that are not durable can \"wait\", or be refused with \"error\".")));
+}
+
+/*
+ * Apply the options that were just given to those that are stored.
+ *
+ * 'stored' may be NULL.  A null in 'given' resets its option.  Returns what
+ * is to be stored, in the caller's context: each value as it was given.
+ * Stored entries that 'given' does not name are kept as they are, known or
+ * not.  Errors, all 22023: 'given' is no object; an unknown name; a value
+ * that its option does not take; values that contradict each other.
+ */
+Jsonb *
+batcher_options_merge(Jsonb *stored, Jsonb *given)
+{
+	JsonbParseState *state = NULL;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	key;
+	JsonbValue	value;
+	Jsonb	   *merged;
+
+	if (!JB_ROOT_IS_OBJECT(given))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options must be a JSON object"),
+				 errhint("Give names and values, such as '{\"flush_size\": 100}'.")));
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	if (stored != NULL && JB_ROOT_IS_OBJECT(stored))
+	{
+		it = JsonbIteratorInit(&stored->root);
+		while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
+		{
+			JsonbValue	ignored;
+
+			if (token != WJB_KEY)
+				continue;
+			(void) JsonbIteratorNext(&it, &value, true);
+			if (getKeyJsonValueFromContainer(&given->root,
+											 key.val.string.val,
+											 key.val.string.len,
+											 &ignored) != NULL)
+				continue;
+			pushJsonbValue(&state, WJB_KEY, &key);
+			pushJsonbValue(&state, WJB_VALUE, &value);
+		}
+	}
+
+	it = JsonbIteratorInit(&given->root);
+	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
+	{
+		const BatcherOption *option;
+		BatcherOptionValue parsed;
+		char	   *why = NULL;
+
+		if (token != WJB_KEY)
+			continue;
+		(void) JsonbIteratorNext(&it, &value, true);
+		option = find_option(key.val.string.val, key.val.string.len);
+		if (option == NULL)
+			report_unknown_name(key.val.string.val, key.val.string.len);
+		if (value.type == jbvNull)
+			continue;
+		if (!batcher_option_parse_json(option, &value, &parsed, &why))
+			batcher_option_refuse(option, &value, why);
+		pushJsonbValue(&state, WJB_KEY, &key);
+		pushJsonbValue(&state, WJB_VALUE, &value);
+	}
+	merged = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+
+	check_contradictions(merged);
+	return merged;
+}
+
+/* Put a value into its member. */
+static void
+set_member(BatcherOptions *options, const BatcherOption *option,
+		   const BatcherOptionValue *value)
+{
+	char	   *member = (char *) options + option->offset;
+
+	StaticAssertStmt(sizeof(BatcherWhenFull) == sizeof(int) &&
+					 sizeof(BatcherNotifyFormat) == sizeof(int),
+					 "enums are set as integers");
+	switch (option->type)
+	{
+		case BATCHER_OPTION_BOOL:
+			*(bool *) member = (value->number != 0);
+			break;
+		case BATCHER_OPTION_INT:
+		case BATCHER_OPTION_ENUM:
+			*(int *) member = (int) value->number;
+			break;
+		case BATCHER_OPTION_DURATION:
+			*(double *) member = value->number;
+			break;
+		case BATCHER_OPTION_SIZE:
+			*(int64 *) member = (int64) value->number;
+			break;
+		case BATCHER_OPTION_TEXT:
+			*(char **) member = value->text;
+			break;
+	}
+}
+
+/*
+ * Give the computed options that are not set (0, which none of them can be
+ * given as) their values.  The server's settings are such defaults too, so
+ * they give way to a given value; and what contradicts itself nevertheless,
+ * because another version stored it, is brought to the safer side.
+ */
+static void
+fill_computed(BatcherOptions *options)
+{
+	if (options->max_batch_size == 0)
+		options->max_batch_size = Max(batcher_max_batch_size,
+									  options->flush_size);
+	if (options->flush_size == 0)
+		options->flush_size = options->max_batch_size;
+	options->flush_size = Min(options->flush_size, options->max_batch_size);
+
+	if (options->flush_interval == 0)
+		options->flush_interval = batcher_flush_interval;
+
+	if (options->when_full == BATCHER_FULL_DEFAULT)
+		options->when_full = BATCHER_FULL_SPILL;
+	if (options->when_full == BATCHER_FULL_SPILL && !options->durable)
+		options->when_full = BATCHER_FULL_WAIT;
+}
+
+/*
+ * Compute the effective options from what is stored, which may be NULL.
+ *
+ * Names that are unknown are passed over, and a value that the option does
+ * not take counts as not given: another version may have stored it.  Texts
+ * are allocated in the caller's context.  Raises no error but for lack of
+ * memory.
+ */
+void
+batcher_options_resolve(Jsonb *stored, BatcherOptions *options)
+{
+	memset(options, 0, sizeof(BatcherOptions));
+	for (int i = 0; i < batcher_num_options; i++)
+	{
+		const BatcherOption *option = &batcher_options[i];
+		BatcherOptionValue value;
+		char	   *why;
+
+		if (get_stored(stored, option, &value))
+			set_member(options, option, &value);
+		else if (!option->computed && option->fallback != NULL)
+		{
+			if (!batcher_option_parse_text(option, option->fallback,
+										   &value, &why))
+				Assert(false);
+			set_member(options, option, &value);
+		}
+	}
+	fill_computed(options);
+}

@@ -1,0 +1,110 @@
+/*
+ * options.h
+ *	  The options of a queue: one table that drives parsing, checking, the
+ *	  view batcher.option and the documentation.
+ */
+#ifndef BATCHER_OPTIONS_H
+#define BATCHER_OPTIONS_H
+
+#include "utils/jsonb.h"
+
+typedef enum BatcherWhenFull
+{
+	BATCHER_FULL_DEFAULT,		/* spill if durable, else wait */
+	BATCHER_FULL_SPILL,
+	BATCHER_FULL_WAIT,
+	BATCHER_FULL_ERROR
+} BatcherWhenFull;
+
+typedef enum BatcherNotifyFormat
+{
+	BATCHER_NOTIFY_NONE,
+	BATCHER_NOTIFY_SUMMARY
+} BatcherNotifyFormat;
+
+/*
+ * The effective options of one queue.  What was given is stored as jsonb with
+ * the definition; this is that, checked, with server settings and defaults
+ * put in.  String members point into memory of the caller's context.
+ */
+typedef struct BatcherOptions
+{
+	bool		durable;
+	int			flush_size;		/* rows; never 0 */
+	int			max_batch_size; /* rows */
+	double		flush_interval; /* ms */
+	double		flush_timeout;	/* ms */
+	int64		memory_limit;	/* bytes, 0: only the server's */
+	BatcherWhenFull when_full;	/* never BATCHER_FULL_DEFAULT */
+	char	   *notify_channel; /* NULL: none */
+	BatcherNotifyFormat notify_format;
+} BatcherOptions;
+
+/* Types of option values. */
+typedef enum BatcherOptionType
+{
+	BATCHER_OPTION_BOOL,
+	BATCHER_OPTION_INT,
+	BATCHER_OPTION_DURATION,	/* double, ms */
+	BATCHER_OPTION_SIZE,		/* int64, bytes */
+	BATCHER_OPTION_ENUM,
+	BATCHER_OPTION_TEXT
+} BatcherOptionType;
+
+typedef struct BatcherOptionEnum
+{
+	const char *name;
+	int			value;
+} BatcherOptionEnum;
+
+/*
+ * One option.  'fallback' is the default as it is shown, and, where it is not
+ * NULL, as it is parsed; where the server setting or another option decides,
+ * it names that in words and 'computed' is true.  'check' says whether a text
+ * will do, and if not, why, in a sentence; it raises no error.
+ */
+typedef struct BatcherOption
+{
+	const char *name;
+	BatcherOptionType type;
+	size_t		offset;			/* in BatcherOptions */
+	const char *fallback;
+	bool		computed;
+	double		min;			/* numbers, durations (ms), sizes (bytes),
+								 * length of texts (bytes) */
+	double		max;
+	const BatcherOptionEnum *values;	/* BATCHER_OPTION_ENUM only; ends with
+										 * a NULL name */
+	bool		(*check) (const char *text, char **why);	/* or NULL */
+	const char *description;
+} BatcherOption;
+
+/* A value parsed: 'text' for texts, 'number' for every other type. */
+typedef struct BatcherOptionValue
+{
+	double		number;
+	char	   *text;
+} BatcherOptionValue;
+
+extern const BatcherOption batcher_options[];
+extern const int batcher_num_options;
+
+/* options.c */
+extern Jsonb *batcher_options_merge(Jsonb *stored, Jsonb *given);
+extern void batcher_options_resolve(Jsonb *stored, BatcherOptions *options);
+
+/* option_value.c */
+extern bool batcher_option_parse_text(const BatcherOption *option,
+									  const char *text,
+									  BatcherOptionValue *result, char **why);
+extern bool batcher_option_parse_json(const BatcherOption *option,
+									  const JsonbValue *value,
+									  BatcherOptionValue *result, char **why);
+extern void batcher_option_refuse(const BatcherOption *option,
+								  JsonbValue *value,
+								  const char *why) pg_attribute_noreturn();
+extern char *batcher_option_clip(const char *text, int len);
+extern const char *batcher_option_type_name(BatcherOptionType type);
+extern char *batcher_option_limit(const BatcherOption *option, bool upper);
+
+#endif							/* BATCHER_OPTIONS_H */

@@ -1,0 +1,382 @@
+/*
+ * executor.c
+ *	  Running a queue's statement over the relation "batch".
+ *
+ * The rows go into a tuplestore that is an ephemeral named relation for SPI,
+ * as transition tables are for triggers, and the statement is executed once.
+ * It runs as the queue's owner, in a security-restricted operation, with the
+ * search_path that was saved with it, under flush_timeout; constraints and
+ * their triggers were made immediate before (flush.c).
+ *
+ * A saved plan over such a relation is never made anew because the relation
+ * changed, nor estimated again by its size; so the plans are ours to keep: one
+ * for each class of sizes, thrown away when the definition changes.  They are
+ * prepared as the owner, because planning executes immutable functions.
+ *
+ * A flush that goes on ten seconds after its timeout, because its code catches
+ * the cancel, ends with its process.  The worker; the check, clients.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "base/clock.h"
+#include "base/debug.h"
+#include "batch/batch.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "parser/parser.h"
+#include "storage/lmgr.h"
+#include "tcop/dest.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/tuplestore.h"
+
+#define SIZE_CLASSES	4
+#define OVERTIME		10000	/* ms after flush_timeout */
+
+struct BatcherExecutor
+{
+	SPIPlanPtr	plans[SIZE_CLASSES];
+};
+
+static TimeoutId overtime_timeout = MAX_TIMEOUTS;
+
+/* What is to be restored after the owner's code. */
+typedef struct Identity
+{
+	Oid			user;
+	int			context;
+	int			guc_level;
+} Identity;
+
+/* The columns of the relation "batch". */
+static TupleDesc
+batch_desc(void)
+{
+	TupleDesc	desc = CreateTemplateTupleDesc(9);
+
+	TupleDescInitEntry(desc, 1, "payload", JSONBOID, -1, 0);
+	TupleDescInitEntry(desc, 2, "batch_pos", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 3, "batch_ticket", INT8OID, -1, 0);
+	TupleDescInitEntry(desc, 4, "batch_key", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, 5, "batch_topic", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, 6, "batch_priority", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 7, "batch_attempts", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 8, "batch_enqueued_at", TIMESTAMPTZOID, -1, 0);
+	TupleDescInitEntry(desc, 9, "batch_enqueued_by", TEXTOID, -1, 0);
+	return desc;
+}
+
+/* The name of who enqueued a chunk, as text; NULL if the role is gone. */
+static text *
+enqueued_by(BatcherChunk *chunk)
+{
+	char	   *name;
+
+	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
+		name = batcher_private_chunk(chunk)->enqueued_by;
+	else
+		name = GetUserNameFromId(chunk->enqueued_by, true);
+	return name ? cstring_to_text(name) : NULL;
+}
+
+/* The rows of a batch as a tuplestore. */
+static Tuplestorestate *
+store_batch(BatcherBatch *batch, TupleDesc desc)
+{
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+	Datum		values[9];
+	bool		nulls[9];
+	text	   *by = NULL;
+	int			i;
+
+	for (i = 0; i < batch->nrows; i++)
+	{
+		BatcherChunk *chunk = batch->rows[i].chunk;
+		BatcherRowParts parts;
+
+		if (i == 0 || batch->rows[i - 1].chunk != chunk)
+			by = enqueued_by(chunk);
+		batcher_row_read(chunk, batch->rows[i].row, &parts);
+		memset(nulls, false, sizeof(nulls));
+		values[0] = PointerGetDatum(parts.payload);
+		values[1] = Int32GetDatum(i + 1);
+		values[2] = Int64GetDatum(parts.ticket);
+		values[3] = PointerGetDatum(parts.key);
+		nulls[3] = parts.key == NULL;
+		values[4] = PointerGetDatum(parts.topic);
+		nulls[4] = parts.topic == NULL;
+		values[5] = Int32GetDatum(parts.priority);
+		values[6] = Int32GetDatum(parts.attempts);
+		values[7] = TimestampTzGetDatum(chunk->enqueued_at);
+		values[8] = PointerGetDatum(by);
+		nulls[8] = by == NULL;
+		tuplestore_putvalues(store, desc, values, nulls);
+	}
+	return store;
+}
+
+/*
+ * Make the relation "batch" known to SPI.  Right after SPI_connect, because
+ * what is made here must live until SPI_finish.
+ */
+static void
+register_batch(TupleDesc desc, Tuplestorestate *store, int nrows)
+{
+	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
+	int			result;
+
+	enr->md.name = "batch";
+	enr->md.reliddesc = InvalidOid;
+	enr->md.tupdesc = desc;
+	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
+	enr->md.enrtuples = nrows;
+	enr->reldata = store;
+	result = SPI_register_relation(enr);
+	if (result != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register the relation \"batch\": %s",
+			 SPI_result_code_string(result));
+}
+
+/* Become the owner, with the saved search_path. */
+static void
+assume_identity(const BatcherQueueDef *def, Identity *before)
+{
+	GetUserIdAndSecContext(&before->user, &before->context);
+	SetUserIdAndSecContext(def->owner,
+						   before->context | SECURITY_RESTRICTED_OPERATION);
+	before->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", def->search_path,
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+}
+
+static void
+restore_identity(const Identity *before)
+{
+	AtEOXact_GUC(false, before->guc_level);
+	SetUserIdAndSecContext(before->user, before->context);
+}
+
+/* Refuse what is not one statement that reads and writes rows. */
+static void
+check_statement_kind(const char *sql)
+{
+	List	   *parsed = raw_parser(sql, RAW_PARSE_DEFAULT);
+	Node	   *statement;
+
+	if (parsed == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("flush statement is empty")));
+	if (list_length(parsed) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("flush statement must be one statement, not %d",
+						list_length(parsed))));
+	statement = linitial_node(RawStmt, parsed)->stmt;
+	switch (nodeTag(statement))
+	{
+		case T_InsertStmt:
+		case T_UpdateStmt:
+		case T_DeleteStmt:
+		case T_MergeStmt:
+			return;
+		case T_SelectStmt:
+			if (((SelectStmt *) statement)->intoClause == NULL)
+				return;
+			break;
+		default:
+			break;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("flush statement must be INSERT, UPDATE, DELETE, MERGE or SELECT")));
+}
+
+/* Context of errors in the statement. */
+static void
+flush_error_context(void *arg)
+{
+	errcontext("flush statement of queue \"%s\"", (const char *) arg);
+}
+
+/*
+ * Check the statement of a definition by planning it as the owner; raises the
+ * error that the statement has.
+ */
+void
+batcher_executor_check(const BatcherQueueDef *def)
+{
+	ErrorContextCallback context;
+	Identity	before;
+	SPIPlanPtr	plan;
+	CachedPlan *cached;
+
+	if (def->flush_sql == NULL)
+		return;
+	context.callback = flush_error_context;
+	context.arg = def->name;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+	check_statement_kind(def->flush_sql);
+	SPI_connect();
+	register_batch(batch_desc(), NULL, 1);
+	assume_identity(def, &before);
+	plan = SPI_prepare(def->flush_sql, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare the statement: %s",
+			 SPI_result_code_string(SPI_result));
+	cached = SPI_plan_get_cached_plan(plan);
+	if (cached)
+		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
+	restore_identity(&before);
+	SPI_finish();
+	error_context_stack = context.previous;
+}
+
+/* 0 for a few rows, then a class for each factor of 16. */
+static int
+size_class(int nrows)
+{
+	int			class = 0;
+
+	while (nrows >= 16 && class < SIZE_CLASSES - 1)
+	{
+		nrows /= 16;
+		class++;
+	}
+	return class;
+}
+
+/* The plan for a batch of this size, prepared if need be. */
+static SPIPlanPtr
+get_plan(BatcherLaneView *view, int nrows)
+{
+	int			class = size_class(nrows);
+	SPIPlanPtr	plan;
+
+	if (view->executor == NULL)
+		view->executor = MemoryContextAllocZero(TopMemoryContext,
+												sizeof(BatcherExecutor));
+	plan = view->executor->plans[class];
+	if (plan == NULL)
+	{
+		plan = SPI_prepare(view->def->flush_sql, 0, NULL);
+		if (plan == NULL)
+			elog(ERROR, "could not prepare the statement: %s",
+				 SPI_result_code_string(SPI_result));
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not keep the prepared statement");
+		view->executor->plans[class] = plan;
+	}
+	return plan;
+}
+
+/*
+ * Forget the prepared statement: the definition has changed, or the lane goes
+ * to another worker.
+ */
+void
+batcher_executor_reset(BatcherLaneView *view)
+{
+	int			i;
+
+	if (view->executor == NULL)
+		return;
+	for (i = 0; i < SIZE_CLASSES; i++)
+	{
+		if (view->executor->plans[i])
+			(void) SPI_freeplan(view->executor->plans[i]);
+	}
+	pfree(view->executor);
+	view->executor = NULL;
+}
+
+/* The flush has had its time and ten seconds more. */
+static void
+end_overtime(void)
+{
+	ProcDiePending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * Register the timeout that ends a worker.  A worker, once, after it has
+ * connected to its database.
+ */
+void
+batcher_executor_install(void)
+{
+	overtime_timeout = RegisterTimeout(USER_TIMEOUT, end_overtime);
+}
+
+/*
+ * Let go of what a statement, also one that failed, can leave in the session:
+ * advisory locks and the values of sequences that it has cached.
+ */
+void
+batcher_executor_forget_session(void)
+{
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetSequenceCaches();
+}
+
+/*
+ * Execute the statement over the rows of a batch, in the transaction of the
+ * flush.  Whatever the statement raises is raised; the caller aborts the
+ * transaction then, which restores what is changed here but for the timeouts.
+ */
+void
+batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
+{
+	const BatcherQueueDef *def = view->def;
+	int			timeout = (int) Min(Max(def->options.flush_timeout, 1),
+									INT_MAX / 2);
+	ErrorContextCallback context;
+	SPIExecuteOptions options;
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	Identity	before;
+	SPIPlanPtr	plan;
+	int			result;
+
+	context.callback = flush_error_context;
+	context.arg = def->name;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+
+	SPI_connect();
+	desc = batch_desc();
+	store = store_batch(batch, desc);
+	register_batch(desc, store, batch->nrows);
+	assume_identity(def, &before);
+	enable_timeout_after(STATEMENT_TIMEOUT, timeout);
+	enable_timeout_after(overtime_timeout, timeout + OVERTIME);
+	batcher_debug_point("statement");
+
+	plan = get_plan(view, batch->nrows);
+	memset(&options, 0, sizeof(options));
+	options.dest = CreateDestReceiver(DestNone);
+	result = SPI_execute_plan_extended(plan, &options);
+	if (result < 0)
+		elog(ERROR, "could not execute the statement: %s",
+			 SPI_result_code_string(result));
+
+	disable_timeout(overtime_timeout, false);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	restore_identity(&before);
+	SPI_finish();
+	batcher_executor_forget_session();
+	error_context_stack = context.previous;
+}

@@ -1,0 +1,373 @@
+/*
+ * readback.c
+ *	  Rows that come back from the spool: after a crash, a promotion or a
+ *	  restore, and when memory was full, all by the same code.
+ *
+ * A lane that counts as spilled takes no durable row into memory.  When its
+ * owner has flushed most of what memory holds, one scan of the spool notes
+ * number and place of each of its tuples that has its home elsewhere; sorted
+ * by number, they are fetched as batches need them.  When all that a scan
+ * noted is flushed, the next scan looks for what was spilled since; one that
+ * finds nothing returns the lane to memory (batcher_lane_spill_clear).
+ *
+ * What is noted takes 16 bytes a tuple.  Of a spool with more tuples than
+ * MAX_ENTRIES the oldest are noted, and the next scan finds the others.
+ *
+ * A reading that cannot go on (the table was rewritten, a tuple is gone)
+ * begins anew: nothing here is the truth.  The worker.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "batch/batch.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#define MAX_ENTRIES		(4 * 1024 * 1024)
+
+/* Rows are read ahead up to so many bytes. */
+#define READ_AHEAD		(4 * 1024 * 1024)
+
+typedef struct Entry
+{
+	uint64		number;
+	ItemPointerData tid;
+} Entry;
+
+struct BatcherReadback
+{
+	MemoryContext cxt;			/* holds this, the entries and the chunks */
+	Entry	   *entries;
+	int			nentries;
+	int			allocated;
+	int			next;			/* the first that was not fetched */
+	uint64		scanned_upto;	/* what was visible below this number when the
+								 * scan began is among the entries */
+	bool		partial;		/* there are more than the entries */
+	int			nrows;			/* in the chunks, when they were read */
+	Size		bytes;			/* of the chunks */
+	BatcherPrivateChunk *first;
+	BatcherPrivateChunk *last;
+};
+
+/*
+ * Forget what was read: it is read again when it is needed.
+ */
+void
+batcher_readback_reset(BatcherLaneView *view)
+{
+	if (view->readback == NULL)
+		return;
+	MemoryContextDelete(view->readback->cxt);
+	view->readback = NULL;
+}
+
+/*
+ * The chunks that were read and are not settled, oldest first.
+ */
+BatcherChunk *
+batcher_readback_first(BatcherLaneView *view)
+{
+	return view->readback && view->readback->first ?
+		&view->readback->first->chunk : NULL;
+}
+
+BatcherChunk *
+batcher_readback_next(BatcherChunk *chunk)
+{
+	BatcherPrivateChunk *next = batcher_private_chunk(chunk)->next;
+
+	return next ? &next->chunk : NULL;
+}
+
+/*
+ * Whether more should be read: the lane is spilled, and fewer rows than a
+ * batch takes are at hand.
+ */
+bool
+batcher_readback_low(BatcherLaneView *view)
+{
+	uint64		waiting = pg_atomic_read_u64(&view->queue->lane.npending);
+	int			max = view->def->options.max_batch_size;
+
+	if (!batcher_lane_spilled(&view->queue->lane))
+		return false;
+	if (view->readback)
+		waiting += view->readback->nrows;
+	return waiting < max;
+}
+
+/*
+ * Whether the spool holds nothing of the lane with a smaller number that was
+ * visible when 'upto' was drawn.
+ */
+bool
+batcher_readback_settled(BatcherLaneView *view, uint64 upto)
+{
+	BatcherReadback *rb = view->readback;
+
+	if (!batcher_lane_spilled(&view->queue->lane))
+		return true;
+	/* the chunks that were read have been looked at by the caller */
+	return rb != NULL && rb->scanned_upto >= upto &&
+		(rb->next < rb->nentries ? rb->entries[rb->next].number >= upto :
+		 !rb->partial);
+}
+
+/*
+ * Let go of chunks that are settled.
+ */
+void
+batcher_readback_tidy(BatcherLaneView *view)
+{
+	BatcherReadback *rb = view->readback;
+	BatcherPrivateChunk **link;
+	BatcherPrivateChunk *last = NULL;
+
+	if (rb == NULL)
+		return;
+	for (link = &rb->first; *link;)
+	{
+		BatcherPrivateChunk *private = *link;
+
+		if (private->chunk.nlive > 0)
+		{
+			last = private;
+			link = &private->next;
+			continue;
+		}
+		*link = private->next;
+		rb->nrows -= private->chunk.nrows;
+		rb->bytes -= batcher_chunk_bytes(&private->chunk);
+		pfree(private->enqueued_by);
+		pfree(private);
+	}
+	rb->last = last;
+}
+
+static int
+compare_entries(const void *a, const void *b)
+{
+	const Entry *ea = a;
+	const Entry *eb = b;
+
+	return ea->number < eb->number ? -1 : ea->number > eb->number;
+}
+
+/* What the scan for one lane is about. */
+typedef struct LaneScan
+{
+	BatcherReadback *rb;
+	int32		queue_id;
+	uint64		home;
+	int64		nrows;
+} LaneScan;
+
+static void
+visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
+{
+	LaneScan   *scan = arg;
+	BatcherReadback *rb = scan->rb;
+
+	if (entry->queue_id != scan->queue_id || entry->home == scan->home)
+		return;
+	scan->nrows += entry->nrows;
+	if (rb->nentries == 2 * MAX_ENTRIES)
+	{
+		/* keep the older half */
+		qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+		rb->nentries = MAX_ENTRIES;
+		rb->partial = true;
+	}
+	if (rb->nentries == rb->allocated)
+	{
+		rb->allocated = rb->allocated ? rb->allocated * 2 : 1024;
+		if (rb->entries == NULL)
+			rb->entries = MemoryContextAllocHuge(rb->cxt,
+												 rb->allocated * sizeof(Entry));
+		else
+			rb->entries = repalloc_huge(rb->entries,
+										rb->allocated * sizeof(Entry));
+	}
+	rb->entries[rb->nentries].number = entry->number;
+	rb->entries[rb->nentries].tid = entry->tid;
+	rb->nentries++;
+}
+
+/* Look through the spool; true if the lane is in memory again. */
+static bool
+scan_spool(BatcherLaneView *view, Relation spool, uint64 home)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	uint64		seen = pg_atomic_read_u64(&lane->spill);
+	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext,
+											  "batcher readback",
+											  ALLOCSET_DEFAULT_SIZES);
+	BatcherReadback *rb = MemoryContextAllocZero(cxt, sizeof(BatcherReadback));
+	LaneScan	scan = {rb, view->queue->key.queue_id, home, 0};
+	Snapshot	snapshot;
+
+	rb->cxt = cxt;
+	batcher_readback_reset(view);
+	view->readback = rb;
+	rb->scanned_upto = pg_atomic_read_u64(&view->db->next_number);
+	pg_memory_barrier();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	batcher_spool_scan(spool, snapshot, visit_entry, &scan);
+	UnregisterSnapshot(snapshot);
+	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+	pg_atomic_write_u64(&lane->nspilled, scan.nrows);
+	batcher_lane_spill_known(lane);
+	if (rb->nentries == 0)
+	{
+		seen &= ~BATCHER_SPILL_UNKNOWN;
+		if (batcher_lane_spill_clear(lane, seen))
+		{
+			batcher_readback_reset(view);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Fetch what the entries name, up to the read-ahead. */
+static void
+fetch_chunks(BatcherReadback *rb, Relation spool)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
+												  "batcher fetch",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(scratch);
+
+	while (rb->next < rb->nentries && rb->bytes < READ_AHEAD)
+	{
+		Entry	   *entry = &rb->entries[rb->next];
+		BatcherChunk *chunk;
+		BatcherPrivateChunk *private;
+		Size		size;
+
+		CHECK_FOR_INTERRUPTS();
+		rb->next++;
+		chunk = batcher_spool_fetch(spool, snapshot, &entry->tid,
+									entry->number);
+		if (chunk == NULL)
+			continue;			/* settled another way, or found again */
+		size = batcher_chunk_bytes(chunk);
+		private = MemoryContextAllocHuge(rb->cxt,
+										 offsetof(BatcherPrivateChunk, chunk) +
+										 size);
+		memcpy(private, batcher_private_chunk(chunk),
+			   offsetof(BatcherPrivateChunk, chunk) + size);
+		private->next = NULL;
+		private->enqueued_by = MemoryContextStrdup(rb->cxt,
+												   private->enqueued_by);
+		if (rb->last)
+			rb->last->next = private;
+		else
+			rb->first = private;
+		rb->last = private;
+		rb->nrows += chunk->nrows;
+		rb->bytes += size;
+		MemoryContextReset(scratch);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(scratch);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * Read more rows of a spilled lane, in a transaction of its own.
+ */
+void
+batcher_readback_refill(BatcherLaneView *view)
+{
+	Relation	spool;
+	uint32		version;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	spool = batcher_spool_open(AccessShareLock);
+	if (!batcher_spool_version(view->db, spool, &version))
+		batcher_settle_resync(view, spool);
+	else if (view->readback == NULL ||
+			 (view->readback->next >= view->readback->nentries &&
+			  view->readback->first == NULL))
+		(void) scan_spool(view, spool, batcher_spool_home(version));
+	if (view->readback)
+		fetch_chunks(view->readback, spool);
+	table_close(spool, AccessShareLock);
+	CommitTransactionCommand();
+}
+
+/* What the first look of a worker at the spool is about. */
+typedef struct Survey
+{
+	uint64		home;
+	int			nqueues;
+	BatcherSharedQueue **queues;
+	uint64	   *seen;
+	int64	   *nrows;
+} Survey;
+
+static void
+visit_survey(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
+{
+	Survey	   *survey = arg;
+	int			i;
+
+	if (entry->home == survey->home)
+		return;
+	for (i = 0; i < survey->nqueues; i++)
+	{
+		if (survey->queues[i]->key.queue_id == entry->queue_id)
+		{
+			survey->nrows[i] += entry->nrows;
+			break;
+		}
+	}
+}
+
+/*
+ * Look once through the spool after a start, so that the queues that have
+ * nothing there need no reading, and the launcher knows the others.  In a
+ * transaction; every queue has its shared entry already.
+ */
+void
+batcher_readback_survey(BatcherSharedDatabase *db)
+{
+	Survey		survey;
+	Relation	spool = batcher_spool_open(AccessShareLock);
+	Snapshot	snapshot;
+	uint32		version;
+	int			i;
+
+	(void) batcher_spool_version(db, spool, &version);
+	survey.home = batcher_spool_home(version);
+	survey.queues = palloc_array(BatcherSharedQueue *, batcher_max_queues);
+	survey.nqueues = batcher_shmem_queue_list(MyDatabaseId, survey.queues,
+											  batcher_max_queues);
+	survey.seen = palloc_array(uint64, survey.nqueues);
+	survey.nrows = palloc0_array(int64, survey.nqueues);
+	for (i = 0; i < survey.nqueues; i++)
+		survey.seen[i] = pg_atomic_read_u64(&survey.queues[i]->lane.spill);
+
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	batcher_spool_scan(spool, snapshot, visit_survey, &survey);
+	UnregisterSnapshot(snapshot);
+	for (i = 0; i < survey.nqueues; i++)
+	{
+		BatcherSharedLane *lane = &survey.queues[i]->lane;
+
+		if (!(survey.seen[i] & BATCHER_SPILL_UNKNOWN))
+			continue;
+		pg_atomic_write_u64(&lane->nspilled, survey.nrows[i]);
+		if (survey.nrows[i] > 0 ||
+			!batcher_lane_spill_clear(lane, survey.seen[i]))
+			batcher_lane_spill_known(lane);
+	}
+	table_close(spool, AccessShareLock);
+	pg_atomic_write_u32(&db->surveyed, 1);
+}

@@ -1,0 +1,392 @@
+/*
+ * change.c
+ *	  What a change of definitions does when its transaction ends.
+ *
+ * Every session and worker caches definitions under the generation of the
+ * database.  The generation grows at the commit of a transaction that changed
+ * definitions, whoever changed them: the trigger batcher.changed on the table
+ * notes it.  Here too: the shared entries of queues that a transaction made
+ * or dropped, the lanes that it froze, and what CREATE and DROP EXTENSION
+ * mean for the workers.
+ *
+ * Notes are kept by nesting level, as a rolled back savepoint takes its part
+ * with it.  The callbacks at the end of the transaction cannot fail; they
+ * allocate nothing.  Client backends, and whoever restores.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "base/compat.h"
+#include "catalog/catalog.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "replication/logicalworker.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+bool		batcher_definition_writing = false;
+uint64		batcher_change_local = 0;
+
+typedef enum ChangeKind
+{
+	CHANGE_CREATED,				/* the entry goes if rolled back */
+	CHANGE_FROZEN,				/* the lane thaws, unless dropped */
+	CHANGE_DROPPED				/* the entry may go if committed */
+} ChangeKind;
+
+typedef struct Change
+{
+	struct Change *next;
+	ChangeKind	kind;
+	int			level;			/* nesting level of the transaction */
+	BatcherSharedQueue *queue;
+} Change;
+
+/* Of the current transaction; in TopTransactionContext, which frees them. */
+static Change *changes = NULL;
+static int	changed_level = 0;	/* lowest level that changed definitions, 0:
+								 * none */
+static BatcherSharedDatabase *changed_db = NULL;
+static int	dropped_level = 0;	/* the same, that dropped the extension */
+static BatcherSharedDatabase *dropped_db = NULL;
+
+static object_access_hook_type prev_object_access_hook = NULL;
+
+static void
+note_level(int *level)
+{
+	int			current = GetCurrentTransactionNestLevel();
+
+	if (*level == 0 || current < *level)
+		*level = current;
+}
+
+/*
+ * Definitions were changed in this transaction.
+ */
+void
+batcher_change_note(void)
+{
+	if (batcher_shared == NULL)
+		return;
+	changed_db = batcher_catalog_database();
+	note_level(&changed_level);
+	batcher_change_local++;
+}
+
+static void
+add_change(ChangeKind kind, BatcherSharedQueue *queue)
+{
+	Change	   *change = MemoryContextAlloc(TopTransactionContext,
+											sizeof(Change));
+
+	/* not in the callback, because it allocates */
+	(void) batcher_shmem_area();
+
+	change->kind = kind;
+	change->level = GetCurrentTransactionNestLevel();
+	change->queue = queue;
+	change->next = changes;
+	changes = change;
+}
+
+/*
+ * This transaction made a queue and its shared entry.
+ */
+void
+batcher_change_note_created(BatcherSharedQueue *queue)
+{
+	add_change(CHANGE_CREATED, queue);
+}
+
+/*
+ * This transaction drops a queue.  The caller has frozen its lane and has
+ * waited for everybody who used it.
+ */
+void
+batcher_change_note_dropped(BatcherSharedQueue *queue)
+{
+	add_change(CHANGE_DROPPED, queue);
+}
+
+/*
+ * Freeze a lane until the end of this transaction, or of its rolled back part:
+ * nobody begins to enqueue into it or to flush it from now on.  If the queue
+ * is dropped it stays frozen.
+ */
+void
+batcher_change_freeze(BatcherSharedQueue *queue)
+{
+	add_change(CHANGE_FROZEN, queue);
+	(void) pg_atomic_fetch_add_u32(&queue->lane.frozen, 1);
+	pg_memory_barrier();
+}
+
+/*
+ * Carry out or undo the changes of nesting level 'level' and deeper.  They
+ * are in reverse order, so that a drop is met before its freeze.
+ */
+static void
+end_changes(bool commit, int level)
+{
+	Change	  **link = &changes;
+
+	while (*link)
+	{
+		Change	   *change = *link;
+		BatcherSharedQueue *queue = change->queue;
+
+		if (change->level < level)
+		{
+			link = &change->next;
+			continue;
+		}
+		*link = change->next;
+		switch (change->kind)
+		{
+			case CHANGE_DROPPED:
+				if (commit)
+					pg_atomic_write_u32(&queue->dropped, 1);
+				break;
+			case CHANGE_FROZEN:
+				if (pg_atomic_read_u32(&queue->dropped) == 0)
+					(void) pg_atomic_fetch_sub_u32(&queue->lane.frozen, 1);
+				break;
+			case CHANGE_CREATED:
+				if (!commit)
+				{
+					/* nobody else has ever seen it */
+					batcher_lane_discard(queue);
+					batcher_shmem_queue_remove(queue->key);
+				}
+				break;
+		}
+	}
+}
+
+/* Wake all workers of this database, and the launcher. */
+static void
+wake_workers(void)
+{
+	int			i;
+
+	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
+	{
+		BatcherSharedWorker *worker = &batcher_shared->workers[i];
+
+		if (worker->db.dboid == MyDatabaseId)
+			batcher_shmem_wake_proc(pg_atomic_read_u32(&worker->proc));
+	}
+	batcher_shmem_wake_launcher();
+}
+
+static void
+change_xact_callback(XactEvent event, void *arg)
+{
+	bool		commit = event == XACT_EVENT_COMMIT;
+
+	if (!commit && event != XACT_EVENT_ABORT)
+		return;
+	if (changes == NULL && !changed_level && !dropped_level)
+		return;
+
+	/* the generation first: who finds a lane not frozen has seen it */
+	if (commit && changed_level)
+		(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
+	if (commit && dropped_level)
+		pg_atomic_write_u32(&dropped_db->gone, 1);
+	end_changes(commit, 0);
+	batcher_change_local++;
+	wake_workers();
+	changes = NULL;
+	changed_level = dropped_level = 0;
+}
+
+/* What a level noted goes to its parent, or away. */
+static void
+end_level(int *level, bool commit, int current)
+{
+	if (*level == current)
+		*level = commit ? current - 1 : 0;
+}
+
+static void
+change_subxact_callback(SubXactEvent event, SubTransactionId my_id,
+						SubTransactionId parent, void *arg)
+{
+	int			current = GetCurrentTransactionNestLevel();
+	bool		commit = event == SUBXACT_EVENT_COMMIT_SUB;
+	Change	   *change;
+
+	if (!commit && event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	end_level(&changed_level, commit, current);
+	end_level(&dropped_level, commit, current);
+	if (!commit)
+	{
+		end_changes(false, current);
+		batcher_change_local++;
+	}
+	for (change = changes; change; change = change->next)
+		change->level = Min(change->level, current - 1);
+}
+
+/* Notice when the extension is dropped, by whatever command. */
+static void
+note_extension(ObjectAccessType access, Oid classId, Oid objectId, int subId,
+			   void *arg)
+{
+	BatcherDatabaseKey key;
+
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, classId, objectId, subId, arg);
+	if (access != OAT_DROP || classId != ExtensionRelationId)
+		return;
+	if (batcher_shared == NULL ||
+		objectId != get_extension_oid("batcher", true))
+		return;
+	key.dboid = MyDatabaseId;
+	key.extoid = objectId;
+	dropped_db = batcher_shmem_database(key, false);
+	if (dropped_db)
+		note_level(&dropped_level);
+}
+
+/*
+ * Register the callbacks.  From _PG_init.
+ */
+void
+batcher_change_install(void)
+{
+	RegisterXactCallback(change_xact_callback, NULL);
+	RegisterSubXactCallback(change_subxact_callback, NULL);
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = note_extension;
+}
+
+PG_FUNCTION_INFO_V1(batcher_changed);
+
+/*
+ * Trigger on the definitions: they changed.
+ */
+Datum
+batcher_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called as a trigger",
+						"batcher.changed")));
+	batcher_change_note();
+	return PointerGetDatum(NULL);
+}
+
+/* Replace some columns of an arriving tuple. */
+static HeapTuple
+replace_columns(TriggerData *trigdata, int n, const char **names,
+				Datum *values, bool *nulls)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	int			columns[4];
+	int			i;
+
+	Assert(n <= lengthof(columns));
+	for (i = 0; i < n; i++)
+	{
+		columns[i] = SPI_fnumber(desc, names[i]);
+		if (columns[i] <= 0)
+			elog(ERROR, "column \"%s\" is missing in table \"%s\"", names[i],
+				 RelationGetRelationName(trigdata->tg_relation));
+	}
+	return heap_modify_tuple_by_cols(trigdata->tg_trigtuple, desc, n, columns,
+									 values, nulls);
+}
+
+/*
+ * Rows have come into the spool: hold every queue, and have the spool read.
+ * The queues of a restored database are held as they arrive; this is for rows
+ * that are restored into a database that had its queues already.
+ */
+static void
+hold_all_queues(void)
+{
+	static LocalTransactionId done_in = InvalidLocalTransactionId;
+	ListCell   *lc;
+
+	if (done_in == batcher_my_lxid())
+		return;
+	foreach(lc, batcher_definition_list())
+	{
+		BatcherQueueDef *def = lfirst(lc);
+		BatcherSharedQueue *queue;
+
+		queue = batcher_definition_shared(def);
+		if (queue)
+			batcher_lane_spill_mark(&queue->lane);
+		if (def->paused)
+			continue;
+		def->paused = true;
+		def->pause_reason = pstrdup("restored");
+		batcher_definition_update(def);
+	}
+	done_in = batcher_my_lxid();
+}
+
+PG_FUNCTION_INFO_V1(batcher_arrived);
+
+/*
+ * Trigger on the definitions and the spool: a row has come that our own
+ * functions did not write.
+ *
+ * What logical replication brings is skipped: the publisher flushes its rows
+ * itself.  Everything else is a restore.  A restored queue is held (paused,
+ * reason "restored") until batch_resume, so that nothing is flushed before
+ * its target is there; its owner is found by name then.  A restored tuple of
+ * the spool is at home nowhere, so that it is read back.
+ */
+Datum
+batcher_arrived(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	Datum		values[4];
+	bool		nulls[4] = {false, false, false, false};
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called as a trigger",
+						"batcher.arrived")));
+	if (batcher_definition_writing)
+		return PointerGetDatum(trigdata->tg_trigtuple);
+	if (IsLogicalWorker())
+		return PointerGetDatum(NULL);
+
+	if (RelationGetRelid(trigdata->tg_relation) ==
+		batcher_catalog_find(false)->spool)
+	{
+		const char *names[] = {"home"};
+
+		hold_all_queues();
+		values[0] = Int64GetDatum(0);
+		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
+											   nulls));
+	}
+	else
+	{
+		const char *names[] = {"owner", "paused", "pause_reason"};
+
+		values[0] = ObjectIdGetDatum(InvalidOid);
+		values[1] = BoolGetDatum(true);
+		values[2] = CStringGetTextDatum("restored");
+		return PointerGetDatum(replace_columns(trigdata, 3, names, values,
+											   nulls));
+	}
+}

@@ -1,0 +1,344 @@
+/*
+ * definition.c
+ *	  The definitions of queues: tuples of batcher.queue_definition.
+ *
+ * Read by catalog scans with a snapshot of this moment, as the server's own
+ * catalogs are, so that a session in an old snapshot does not enqueue under a
+ * definition of yesterday.  Written through SPI as the owner of the
+ * extension; who may write is decided by the callers.  Clients and workers.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/catalog.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/rel.h"
+
+/* Columns of batcher.queue_definition. */
+enum
+{
+	COL_ID = 1,
+	COL_NAME,
+	COL_OWNER,
+	COL_OWNER_NAME,
+	COL_FLUSH_SQL,
+	COL_SEARCH_PATH,
+	COL_OPTIONS,
+	COL_PAUSED,
+	COL_PAUSE_REASON,
+	COL_CREATED_AT,
+	NUM_COLS = COL_CREATED_AT
+};
+
+static char *
+text_or_null(Datum value, bool isnull)
+{
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/* A definition from its tuple, in the current context. */
+static BatcherQueueDef *
+read_definition(HeapTuple tuple, TupleDesc desc)
+{
+	Datum		values[NUM_COLS + 1];
+	bool		nulls[NUM_COLS + 1];
+	BatcherQueueDef *def = palloc0(sizeof(BatcherQueueDef));
+	char	   *role_name;
+
+	heap_deform_tuple(tuple, desc, values + 1, nulls + 1);
+	def->id = DatumGetInt32(values[COL_ID]);
+	def->name = TextDatumGetCString(values[COL_NAME]);
+	def->owner = DatumGetObjectId(values[COL_OWNER]);
+	def->owner_name = TextDatumGetCString(values[COL_OWNER_NAME]);
+	def->flush_sql = text_or_null(values[COL_FLUSH_SQL],
+								  nulls[COL_FLUSH_SQL]);
+	def->search_path = TextDatumGetCString(values[COL_SEARCH_PATH]);
+	def->given = DatumGetJsonbPCopy(values[COL_OPTIONS]);
+	batcher_options_resolve(def->given, &def->options);
+	def->paused = DatumGetBool(values[COL_PAUSED]);
+	def->pause_reason = text_or_null(values[COL_PAUSE_REASON],
+									 nulls[COL_PAUSE_REASON]);
+	def->created_at = DatumGetTimestampTz(values[COL_CREATED_AT]);
+
+	/* The OID counts; a changed name is followed. */
+	role_name = OidIsValid(def->owner) ?
+		GetUserNameFromId(def->owner, true) : NULL;
+	if (role_name)
+		def->owner_name = role_name;
+	else
+	{
+		def->owner = InvalidOid;
+		if (!def->paused)
+		{
+			def->paused = true;
+			def->pause_reason = psprintf("owner \"%s\" is gone",
+										 def->owner_name);
+		}
+	}
+	return def;
+}
+
+/*
+ * The definition of the queue with this name, in the current context; NULL if
+ * there is none.
+ */
+BatcherQueueDef *
+batcher_definition_by_name(const char *name)
+{
+	const BatcherCatalog *cat = batcher_catalog_find(false);
+	Relation	rel = table_open(cat->queue_table, AccessShareLock);
+	BatcherQueueDef *def = NULL;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, COL_NAME, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(name));
+	scan = systable_beginscan(rel, cat->queue_name_index, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		def = read_definition(tuple, RelationGetDescr(rel));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return def;
+}
+
+/*
+ * All definitions of this database, in the order of their names, as a list of
+ * BatcherQueueDef in the current context.
+ */
+List *
+batcher_definition_list(void)
+{
+	const BatcherCatalog *cat = batcher_catalog_find(false);
+	Relation	rel = table_open(cat->queue_table, AccessShareLock);
+	Relation	index = index_open(cat->queue_name_index, AccessShareLock);
+	List	   *list = NIL;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	scan = systable_beginscan_ordered(rel, index, NULL, 0, NULL);
+	while ((tuple = systable_getnext_ordered(scan,
+											 ForwardScanDirection)) != NULL)
+		list = lappend(list, read_definition(tuple, RelationGetDescr(rel)));
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return list;
+}
+
+/*
+ * Run one statement as the owner of the extension, whatever the caller's
+ * search_path; it must affect one row.
+ */
+static void
+write_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
+			   const char *nulls)
+{
+	Oid			user;
+	int			context;
+	int			guc_level;
+	int			result;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(batcher_catalog_find(false)->owner,
+						   context | SECURITY_LOCAL_USERID_CHANGE);
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	batcher_definition_writing = true;
+	PG_TRY();
+	{
+		SPI_connect();
+		result = SPI_execute_with_args(sql, nargs, types, values, nulls,
+									   false, 0);
+		if (result < 0 || SPI_processed != 1)
+			elog(ERROR, "could not write the definition of a queue: %s, " UINT64_FORMAT " rows",
+				 SPI_result_code_string(result), SPI_processed);
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		batcher_definition_writing = false;
+	}
+	PG_END_TRY();
+	AtEOXact_GUC(false, guc_level);
+	SetUserIdAndSecContext(user, context);
+}
+
+static Datum
+text_datum(const char *s)
+{
+	return s ? CStringGetTextDatum(s) : (Datum) 0;
+}
+
+/* The values of the columns of 'def', for write_as_owner. */
+static void
+definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
+				  char *nulls)
+{
+	static const Oid column_types[NUM_COLS] = {
+		INT4OID, TEXTOID, OIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
+		BOOLOID, TEXTOID, TIMESTAMPTZOID
+	};
+
+	memcpy(types, column_types, sizeof(column_types));
+	memset(nulls, ' ', NUM_COLS);
+	values[COL_ID - 1] = Int32GetDatum(def->id);
+	values[COL_NAME - 1] = text_datum(def->name);
+	values[COL_OWNER - 1] = ObjectIdGetDatum(def->owner);
+	values[COL_OWNER_NAME - 1] = text_datum(def->owner_name);
+	values[COL_FLUSH_SQL - 1] = text_datum(def->flush_sql);
+	values[COL_SEARCH_PATH - 1] = text_datum(def->search_path);
+	values[COL_OPTIONS - 1] = JsonbPGetDatum(def->given);
+	values[COL_PAUSED - 1] = BoolGetDatum(def->paused);
+	values[COL_PAUSE_REASON - 1] = text_datum(def->pause_reason);
+	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(def->created_at);
+	if (def->flush_sql == NULL)
+		nulls[COL_FLUSH_SQL - 1] = 'n';
+	if (def->pause_reason == NULL)
+		nulls[COL_PAUSE_REASON - 1] = 'n';
+}
+
+/*
+ * Store a new definition; its id is given here and returned.
+ */
+int32
+batcher_definition_insert(const BatcherQueueDef *def)
+{
+	BatcherQueueDef copy = *def;
+	Oid			types[NUM_COLS];
+	Datum		values[NUM_COLS];
+	char		nulls[NUM_COLS];
+
+	copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
+							   false);
+	definition_values(&copy, types, values, nulls);
+	write_as_owner("INSERT INTO batcher.queue_definition (id, name, owner,"
+				   " owner_name, flush_sql, search_path, options, paused,"
+				   " pause_reason, created_at)"
+				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+				   NUM_COLS, types, values, nulls);
+	return copy.id;
+}
+
+/*
+ * Store a changed definition.
+ */
+void
+batcher_definition_update(const BatcherQueueDef *def)
+{
+	Oid			types[NUM_COLS];
+	Datum		values[NUM_COLS];
+	char		nulls[NUM_COLS];
+
+	definition_values(def, types, values, nulls);
+	write_as_owner("UPDATE batcher.queue_definition SET name = $2,"
+				   " owner = $3, owner_name = $4, flush_sql = $5,"
+				   " search_path = $6, options = $7, paused = $8,"
+				   " pause_reason = $9, created_at = $10 WHERE id = $1",
+				   NUM_COLS, types, values, nulls);
+}
+
+/*
+ * Remove a definition.
+ */
+void
+batcher_definition_delete(int32 id)
+{
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(id)};
+
+	write_as_owner("DELETE FROM batcher.queue_definition WHERE id = $1",
+				   1, types, values, " ");
+}
+
+/*
+ * Which kind of worker may flush a queue: InvalidOid for the queues of
+ * superusers, which share one, else the owner.
+ */
+Oid
+batcher_definition_identity(const BatcherQueueDef *def)
+{
+	return superuser_arg(def->owner) ? InvalidOid : def->owner;
+}
+
+/*
+ * Tell in shared memory what others need to know of a definition.  Workers,
+ * with a committed definition, and whoever made the entry.
+ */
+void
+batcher_definition_publish(const BatcherQueueDef *def,
+						   BatcherSharedQueue *queue)
+{
+	Oid			identity = batcher_definition_identity(def);
+
+	LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
+	strlcpy(queue->name, def->name, sizeof(queue->name));
+	queue->owner_role = def->owner;
+	queue->identity = identity;
+	LWLockRelease(&queue->lane.lock);
+	pg_atomic_write_u32(&queue->paused, def->paused);
+}
+
+/*
+ * The shared state of a queue, made if it has none.  NULL if the library is
+ * not preloaded; an ERROR (53400) if there are too many queues.
+ */
+BatcherSharedQueue *
+batcher_definition_shared(const BatcherQueueDef *def)
+{
+	BatcherQueueKey key;
+	BatcherSharedQueue *queue;
+
+	if (batcher_shared == NULL)
+		return NULL;
+	key.db = batcher_catalog_find(false)->db;
+	key.queue_id = def->id;
+	key.lane = 0;
+	queue = batcher_shmem_queue(key);
+	if (queue)
+		return queue;
+	queue = batcher_shmem_queue_create(key, false);
+	if (queue == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many queues"),
+				 errhint("Increase \"%s\" and restart the server.",
+						 "batcher.max_queues")));
+	batcher_definition_publish(def, queue);
+	return queue;
+}
+
+/*
+ * Lock a queue against changes of its definition (AccessShareLock), or for
+ * one (AccessExclusiveLock), until the end of the transaction.
+ */
+void
+batcher_definition_lock(int32 id, LOCKMODE lockmode)
+{
+	LockDatabaseObject(batcher_catalog_find(false)->queue_table, id, 0,
+					   lockmode);
+}
+
+/*
+ * Give up a lock of batcher_definition_lock.
+ */
+void
+batcher_definition_unlock(int32 id, LOCKMODE lockmode)
+{
+	UnlockDatabaseObject(batcher_catalog_find(false)->queue_table, id, 0,
+						 lockmode);
+}

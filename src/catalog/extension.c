@@ -1,0 +1,206 @@
+/*
+ * extension.c
+ *	  Where the extension's objects are in this database, and the numbers that
+ *	  it gives out.
+ *
+ * The OIDs are looked up once per backend and forgotten when the relation
+ * cache hears of a change of one of our tables, or of everything.  Whoever
+ * goes on to use a table locks it, which brings such news.  Any process that
+ * is connected to a database.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/catalog.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/* The increment of the sequence batcher.number. */
+#define NUMBER_INCREMENT	1048576
+
+static BatcherCatalog catalog;
+static bool catalog_valid = false;
+static bool callback_registered = false;
+static BatcherSharedDatabase *my_database = NULL;
+
+static void
+forget_catalog(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == catalog.spool ||
+		relid == catalog.queue_table)
+		catalog_valid = false;
+}
+
+/* The owner of the extension. */
+static Oid
+extension_owner(Oid extoid)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			owner = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extoid));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return owner;
+}
+
+/*
+ * Where the extension's objects are.  If the extension is not in this
+ * database: NULL if 'missing_ok', else an ERROR (55000).  Needs a
+ * transaction.  The answer holds until invalidation messages are accepted.
+ */
+const BatcherCatalog *
+batcher_catalog_find(bool missing_ok)
+{
+	BatcherCatalog found;
+
+	if (likely(catalog_valid))
+		return &catalog;
+
+	if (!callback_registered)
+	{
+		CacheRegisterRelcacheCallback(forget_catalog, (Datum) 0);
+		callback_registered = true;
+	}
+
+	memset(&found, 0, sizeof(found));
+	found.db.dboid = MyDatabaseId;
+	found.db.extoid = get_extension_oid("batcher", true);
+	if (OidIsValid(found.db.extoid))
+	{
+		found.owner = extension_owner(found.db.extoid);
+		found.schema = get_namespace_oid("batcher", true);
+		found.queue_table = get_relname_relid("queue_definition", found.schema);
+		found.queue_pkey = get_relname_relid("queue_definition_pkey",
+											 found.schema);
+		found.queue_name_index =
+			get_relname_relid("queue_definition_name_key", found.schema);
+		found.spool = get_relname_relid("spool", found.schema);
+		found.number_sequence = get_relname_relid("number", found.schema);
+		found.queue_id_sequence = get_relname_relid("queue_id", found.schema);
+	}
+	if (!OidIsValid(found.db.extoid) || !OidIsValid(found.spool) ||
+		!OidIsValid(found.queue_table))
+	{
+		if (missing_ok)
+			return NULL;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"%s\" is not installed in this database",
+						"batcher"),
+				 errhint("Use CREATE EXTENSION.")));
+	}
+	if (found.db.extoid != catalog.db.extoid)
+		my_database = NULL;
+	catalog = found;
+	catalog_valid = true;
+	return &catalog;
+}
+
+/*
+ * The shared state of this database, made if need be.  Errors: as
+ * batcher_catalog_find, and 55000 if the library is not preloaded.
+ */
+BatcherSharedDatabase *
+batcher_catalog_database(void)
+{
+	const BatcherCatalog *cat = batcher_catalog_find(false);
+
+	if (likely(my_database != NULL))
+		return my_database;
+	batcher_shmem_require();
+	my_database = batcher_shmem_database(cat->db, true);
+	return my_database;
+}
+
+/*
+ * Persist a higher bound of numbers.  The record of the sequence is flushed
+ * before a number of the new range is used, so that none repeats after a
+ * crash.  Neither a read-only transaction nor a rolled back one matters: the
+ * sequence is not transactional and the numbers are ours.
+ */
+static void
+refill_numbers(BatcherSharedDatabase *db)
+{
+	bool		read_only = XactReadOnly;
+	uint64		first;
+	uint64		limit;
+
+	XactReadOnly = false;
+	PG_TRY();
+	{
+		first = nextval_internal(batcher_catalog_find(false)->number_sequence,
+								 false);
+	}
+	PG_FINALLY();
+	{
+		XactReadOnly = read_only;
+	}
+	PG_END_TRY();
+	if (!XLogRecPtrIsInvalid(XactLastRecEnd))
+		XLogFlush(XactLastRecEnd);
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	limit = pg_atomic_read_u64(&db->number_limit);
+	if (first >= limit)
+	{
+		/*
+		 * Numbers between the old limit and 'first' are not ours; move on
+		 * before the limit is raised, so that nobody is given one.
+		 */
+		if (first != limit)
+			pg_atomic_write_u64(&db->next_number, first);
+		pg_memory_barrier();
+		pg_atomic_write_u64(&db->number_limit, first + NUMBER_INCREMENT);
+	}
+	LWLockRelease(&batcher_shared->lock);
+}
+
+/*
+ * Give out a number (a ticket, or the number of a chunk), never given before
+ * in this database.  Seldom writes WAL, and may fail then.
+ */
+uint64
+batcher_number_take(BatcherSharedDatabase *db)
+{
+	for (;;)
+	{
+		uint64		number = pg_atomic_fetch_add_u64(&db->next_number, 1);
+
+		if (likely(number < pg_atomic_read_u64(&db->number_limit)))
+			return number;
+		refill_numbers(db);
+	}
+}
+
+/*
+ * Persist a higher bound before clients run into it.  Workers, in a
+ * transaction.
+ */
+void
+batcher_number_refill_early(BatcherSharedDatabase *db)
+{
+	if (pg_atomic_read_u64(&db->next_number) + NUMBER_INCREMENT / 2 >
+		pg_atomic_read_u64(&db->number_limit))
+		refill_numbers(db);
+}

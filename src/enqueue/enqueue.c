@@ -1,0 +1,142 @@
+/*
+ * enqueue.c
+ *	  The SQL functions that put rows into queues.
+ *
+ * Client backends, and workers whose flush enqueues into another queue.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "enqueue/enqueue.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+
+/*
+ * Find the queue of argument 0 and check that this transaction may enqueue
+ * into it.  Errors: 22004, 25006, 25000, and those of batcher_target_find.
+ */
+static BatcherTarget *
+begin_enqueue(FunctionCallInfo fcinfo, const char *function)
+{
+	BatcherTarget *target;
+	text	   *name;
+
+	batcher_shmem_require();
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("queue must not be null")));
+	if (IsInParallelMode())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot enqueue during a parallel operation")));
+	PreventCommandDuringRecovery(function);
+
+	name = PG_GETARG_TEXT_PP(0);
+	target = batcher_target_find(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	if (target->durable)
+		PreventCommandIfReadOnly(function);
+	return target;
+}
+
+PG_FUNCTION_INFO_V1(batcher_enqueue);
+
+/*
+ * batch_enqueue(queue, payload, key, topic, priority, immediate): stage a row
+ * and return its ticket.
+ */
+Datum
+batcher_enqueue(PG_FUNCTION_ARGS)
+{
+	BatcherTarget *target = begin_enqueue(fcinfo, "batch_enqueue()");
+	BatcherRowParts parts;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload must not be null")));
+	parts.payload = (struct varlena *) PG_GETARG_JSONB_P(1);
+	parts.key = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
+	parts.topic = PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3);
+	parts.priority = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
+	parts.immediate = PG_ARGISNULL(5) ? false : PG_GETARG_BOOL(5);
+	parts.attempts = 0;
+	parts.ticket = batcher_number_take(batcher_catalog_database());
+	batcher_staging_add(target, &parts);
+	PG_RETURN_INT64(parts.ticket);
+}
+
+/* The elements of a text[] argument; all null if it is null. */
+static void
+get_texts(FunctionCallInfo fcinfo, int arg, const char *name, int expected,
+		  Datum **texts, bool **nulls)
+{
+	int			n;
+
+	if (PG_ARGISNULL(arg))
+	{
+		*texts = NULL;
+		return;
+	}
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(arg), TEXTOID, -1, false,
+					  TYPALIGN_INT, texts, nulls, &n);
+	if (n != expected)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" has %d elements, but \"payloads\" has %d",
+						name, n, expected)));
+}
+
+PG_FUNCTION_INFO_V1(batcher_enqueue_many);
+
+/*
+ * batch_enqueue_many(queue, payloads, keys, topics, priority, immediate):
+ * stage a row for each payload and return how many.
+ */
+Datum
+batcher_enqueue_many(PG_FUNCTION_ARGS)
+{
+	BatcherTarget *target = begin_enqueue(fcinfo, "batch_enqueue_many()");
+	BatcherSharedDatabase *db = batcher_catalog_database();
+	BatcherRowParts parts;
+	Datum	   *payloads;
+	bool	   *no_payload;
+	Datum	   *keys;
+	bool	   *no_key;
+	Datum	   *topics;
+	bool	   *no_topic;
+	int			n;
+	int			i;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payloads must not be null")));
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), JSONBOID, -1, false,
+					  TYPALIGN_INT, &payloads, &no_payload, &n);
+	get_texts(fcinfo, 2, "keys", n, &keys, &no_key);
+	get_texts(fcinfo, 3, "topics", n, &topics, &no_topic);
+	memset(&parts, 0, sizeof(parts));
+	parts.priority = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
+	parts.immediate = PG_ARGISNULL(5) ? false : PG_GETARG_BOOL(5);
+
+	for (i = 0; i < n; i++)
+	{
+		if (no_payload[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("payload must not be null"),
+					 errdetail("It is element %d of \"payloads\".", i + 1)));
+		parts.payload = (struct varlena *) DatumGetJsonbP(payloads[i]);
+		parts.key = keys && !no_key[i] ? DatumGetTextPP(keys[i]) : NULL;
+		parts.topic = topics && !no_topic[i] ? DatumGetTextPP(topics[i]) : NULL;
+		parts.ticket = batcher_number_take(db);
+		batcher_staging_add(target, &parts);
+	}
+	PG_RETURN_INT64(n);
+}

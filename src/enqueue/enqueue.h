@@ -1,0 +1,52 @@
+/*
+ * enqueue.h
+ *	  Rows of client transactions, until they are committed.
+ */
+#ifndef BATCHER_ENQUEUE_H
+#define BATCHER_ENQUEUE_H
+
+#include "catalog/catalog.h"
+
+/*
+ * A queue as a producer needs it: from its definition, cached by name.
+ */
+typedef struct BatcherTarget
+{
+	char		name[NAMEDATALEN];	/* hash key, must be first */
+	uint64		generation;		/* of the definitions it was made from */
+	uint64		local_generation;
+	int32		queue_id;
+	BatcherSharedQueue *queue;
+	Oid			owner;
+	bool		durable;
+	BatcherWhenFull when_full;
+	int64		memory_limit;	/* bytes, 0: none */
+	bool		paused;
+	Oid			checked_user;	/* who was found to have the right */
+	uint64		checked_roles;	/* and when */
+} BatcherTarget;
+
+/* target.c */
+extern BatcherTarget *batcher_target_find(const char *name, int len);
+
+/* staging.c */
+extern void batcher_staging_add(BatcherTarget *target,
+								const BatcherRowParts *parts);
+extern bool batcher_staging_has_queue(BatcherSharedQueue *queue);
+extern bool batcher_staging_has_ticket(BatcherSharedQueue *queue,
+									   uint64 ticket);
+extern bool batcher_staging_active(void);
+extern Oid	batcher_staging_lock_spool(void);
+extern void batcher_staging_unlock_spool(void);
+extern void batcher_staging_install(void);
+
+/* room.c */
+extern void batcher_room_wait(BatcherTarget *target, Size size);
+
+/* wait.c */
+extern bool batcher_wait_is_blocked_by_us(BatcherSharedQueue *queue);
+
+/* true in a worker while it flushes: set by batch/flush.c's caller */
+extern bool batcher_in_flush;
+
+#endif							/* BATCHER_ENQUEUE_H */

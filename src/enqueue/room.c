@@ -1,0 +1,102 @@
+/*
+ * room.c
+ *	  Waiting until there is room for a row.
+ *
+ * Who waits for room waits for a flush, so it must not wait when no flush can
+ * make room: when the queue is paused, when only open transactions hold the
+ * room, or when the flush waits for a lock of the waiting session itself.
+ * Client backends only: a worker never waits for room.
+ */
+#include "postgres.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "enqueue/enqueue.h"
+#include "miscadmin.h"
+#include "storage/proc.h"
+
+static void
+raise_full(BatcherTarget *target, const char *detail)
+{
+	ConditionVariableCancelSleep();
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("queue \"%s\" is full", target->name),
+			 errdetail_internal("%s", detail),
+			 errhint("Wait for the flush to catch up, or increase \"%s\" or the option \"%s\".",
+					 "batcher.shared_memory_size", "memory_limit")));
+}
+
+/* Are there committed rows whose flush would make room? */
+static bool
+flush_may_help(BatcherTarget *target)
+{
+	BatcherSharedQueue **list;
+	bool		may = false;
+	int			n;
+
+	if (pg_atomic_read_u64(&target->queue->lane.npending) > 0 &&
+		!pg_atomic_read_u32(&target->queue->paused))
+		return true;
+	if (target->memory_limit > 0)
+		return false;
+	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
+	n = batcher_shmem_queue_list(InvalidOid, list, batcher_max_queues);
+	while (n-- > 0 && !may)
+		may = pg_atomic_read_u64(&list[n]->lane.npending) > 0 &&
+			!pg_atomic_read_u32(&list[n]->paused);
+	pfree(list);
+	return may;
+}
+
+/*
+ * Wait until it is worth asking for 'size' bytes again.  An ERROR (53400) if
+ * the queue is not to wait, or not that long, or if waiting cannot help;
+ * 40P01 if the flush waits for this session.
+ */
+void
+batcher_room_wait(BatcherTarget *target, Size size)
+{
+	static uint32 wait_event = 0;
+	TimestampTz end = batcher_clock_add_ms(batcher_clock_now(),
+										   batcher_enqueue_timeout);
+	uint64		used = pg_atomic_read_u64(&batcher_shared->area_used);
+	uint64		bytes = pg_atomic_read_u64(&target->queue->lane.nbytes);
+
+	if (wait_event == 0)
+		wait_event = batcher_wait_event("BatcherRoom");
+	if (target->when_full == BATCHER_FULL_ERROR)
+		raise_full(target, "The option \"when_full\" is \"error\".");
+	if (batcher_in_flush)
+		raise_full(target, "A flush does not wait for room.");
+
+	ConditionVariablePrepareToSleep(&batcher_shared->room_cv);
+	for (;;)
+	{
+		TimestampTz now = batcher_clock_now();
+		long		ms = batcher_clock_ms_until(end, now);
+
+		if (pg_atomic_read_u64(&batcher_shared->area_used) < used ||
+			pg_atomic_read_u64(&target->queue->lane.nbytes) < bytes)
+			break;
+		if (!flush_may_help(target))
+			raise_full(target,
+					   "No waiting row that could be flushed holds the memory.");
+		if (ms == 0)
+			raise_full(target,
+					   "No room came within \"batcher.enqueue_timeout\".");
+		batcher_lane_wake(target->queue);
+		if (ConditionVariableTimedSleep(&batcher_shared->room_cv,
+										Min(ms, DeadlockTimeout), wait_event) &&
+			batcher_wait_is_blocked_by_us(target->queue))
+		{
+			ConditionVariableCancelSleep();
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+					 errmsg("deadlock detected"),
+					 errdetail("The flush of queue \"%s\" waits for this session, which waits for its room.",
+							   target->name)));
+		}
+	}
+	ConditionVariableCancelSleep();
+}

@@ -1,0 +1,620 @@
+/*
+ * staging.c
+ *	  Rows between their enqueuing and the end of their transaction.
+ *
+ * The life of a staged row:
+ *
+ * 1. Enqueuing puts it into a chunk in the shared area at once, so that what
+ *	  can fail for lack of memory fails in the statement.  A chunk belongs to
+ *	  one lane and one nesting level; nobody else can see it yet.  A durable row
+ *	  for which the area has no room goes into a chunk in private memory.
+ *
+ * 2. A savepoint that is rolled back takes the chunks of its level with it; one
+ *	  that is released leaves them to its parent.
+ *
+ * 3. Large transactions do not gather everything until the end: durable chunks
+ *	  that are full, and for which there is no room or which are too many, are
+ *	  written to the spool in the statement ("sealed"), in the subtransaction
+ *	  that made them, and leave memory.
+ *
+ * 4. PRE_COMMIT writes the spool tuples and pushes the chunks to their lanes'
+ *	  inboxes.  It may fail, hardly.  A lane that has spilled rows, or of
+ *	  which this transaction has rows that are not in the area, gets no chunk:
+ *	  all durable rows spill then, so that order is kept.
+ *
+ * 5. COMMIT or ABORT decides the chunks by one store each and wakes the worker
+ *	  if that is worth it.  It cannot fail and allocates nothing.
+ *
+ * PREPARE is refused, as for NOTIFY.  Client backends, and workers for rows
+ * that a flush enqueues.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "base/debug.h"
+#include "enqueue/enqueue.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+
+/* One lane into which the transaction has enqueued. */
+typedef struct StagedLane
+{
+	BatcherSharedQueue *queue;
+	int32		queue_id;
+	bool		durable;
+	bool		has_private;	/* some rows are not in the area */
+	bool		spilling;		/* batcher_lane_spill_begin was called */
+	bool		urgent;
+	int			open;			/* index of the chunk to add to, or -1 */
+	Size		bytes;			/* in the area */
+	int			nmemory;		/* rows pushed; set at PRE_COMMIT */
+	int			nspilled;		/* rows spilled; set at PRE_COMMIT */
+	uint64		before;
+} StagedLane;
+
+/* One chunk; the array is in the order of making, so of levels. */
+typedef struct StagedChunk
+{
+	BatcherChunk *chunk;		/* NULL: sealed */
+	BatcherRow *last;
+	int			lane;
+	int			level;
+	int			nrows;			/* of a sealed one */
+	bool		pushed;
+} StagedChunk;
+
+#define INLINE_LANES	4
+#define INLINE_CHUNKS	8
+
+static StagedLane inline_lanes[INLINE_LANES];
+static StagedChunk inline_chunks[INLINE_CHUNKS];
+
+/* Of the current transaction; larger arrays are in TopTransactionContext. */
+static StagedLane *lanes = inline_lanes;
+static StagedChunk *chunks = inline_chunks;
+static int	nlanes = 0;
+static int	nchunks = 0;
+static int	max_lanes = INLINE_LANES;
+static int	max_chunks = INLINE_CHUNKS;
+static bool active = false;		/* the spool is locked */
+static Oid	locked_spool = InvalidOid;
+static int	locked_level;		/* nesting level that holds the lock */
+
+/* The name of the user that enqueued last, for the spool. */
+static Oid	named_user = InvalidOid;
+static char user_name[NAMEDATALEN];
+
+/* Bytes of one lane that a transaction keeps in the area before it seals. */
+static Size
+seal_limit(void)
+{
+	return batcher_shared->area_size / 64;
+}
+
+/*
+ * Whether this transaction has locked the spool for enqueuing.
+ */
+bool
+batcher_staging_active(void)
+{
+	return active;
+}
+
+/*
+ * Lock the spool until the end of the transaction; returns its OID.  It costs
+ * nothing after the first call of a transaction.
+ */
+Oid
+batcher_staging_lock_spool(void)
+{
+	if (active)
+		return locked_spool;
+	for (;;)
+	{
+		Oid			spool = batcher_catalog_find(false)->spool;
+
+		LockRelationOid(spool, RowExclusiveLock);
+		/* the lock brought news: is it still the one? */
+		if (batcher_catalog_find(false)->spool == spool)
+		{
+			locked_spool = spool;
+			locked_level = GetCurrentTransactionNestLevel();
+			active = true;
+			return spool;
+		}
+		UnlockRelationOid(spool, RowExclusiveLock);
+	}
+}
+
+/*
+ * Give up the lock that batcher_staging_lock_spool has just taken, before
+ * anything was staged.
+ */
+void
+batcher_staging_unlock_spool(void)
+{
+	Assert(active && nlanes == 0);
+	UnlockRelationOid(locked_spool, RowExclusiveLock);
+	active = false;
+}
+
+static int
+find_lane(BatcherTarget *target)
+{
+	StagedLane *lane;
+	int			i;
+
+	for (i = nlanes - 1; i >= 0; i--)
+	{
+		if (lanes[i].queue == target->queue)
+			return i;
+	}
+	if (nlanes == max_lanes)
+	{
+		StagedLane *larger;
+
+		larger = MemoryContextAlloc(TopTransactionContext,
+									2 * max_lanes * sizeof(StagedLane));
+		memcpy(larger, lanes, nlanes * sizeof(StagedLane));
+		lanes = larger;
+		max_lanes *= 2;
+	}
+	lane = &lanes[nlanes];
+	memset(lane, 0, sizeof(*lane));
+	lane->queue = target->queue;
+	lane->queue_id = target->queue_id;
+	lane->open = -1;
+	return nlanes++;
+}
+
+/* Make room for one more chunk in the array. */
+static void
+reserve_chunk(void)
+{
+	StagedChunk *larger;
+
+	if (nchunks < max_chunks)
+		return;
+	larger = MemoryContextAllocHuge(TopTransactionContext,
+									2 * max_chunks * sizeof(StagedChunk));
+	memcpy(larger, chunks, nchunks * sizeof(StagedChunk));
+	chunks = larger;
+	max_chunks *= 2;
+}
+
+/* Give back the room of a chunk that was not pushed. */
+static void
+release_chunk(StagedChunk *staged)
+{
+	StagedLane *lane = &lanes[staged->lane];
+	Size		bytes;
+
+	if (staged->chunk == NULL || staged->pushed)
+		return;
+	if (!(staged->chunk->flags & BATCHER_CHUNK_PRIVATE))
+	{
+		bytes = batcher_chunk_bytes(staged->chunk);
+		lane->bytes -= bytes;
+		(void) pg_atomic_fetch_sub_u64(&lane->queue->lane.nbytes, bytes);
+		batcher_slab_unref(staged->chunk);
+	}
+	/* private memory goes with the transaction's */
+	staged->chunk = NULL;
+}
+
+static const char *
+enqueuer_name(Oid role)
+{
+	if (named_user != role)
+	{
+		char	   *name = GetUserNameFromId(role, true);
+
+		strlcpy(user_name, name ? name : "", sizeof(user_name));
+		named_user = role;
+		if (name)
+			pfree(name);
+	}
+	return user_name;
+}
+
+/*
+ * Write a chunk to the spool now and let go of its memory.  Its rows are read
+ * back after the commit.
+ */
+static void
+seal_chunk(StagedChunk *staged)
+{
+	StagedLane *lane = &lanes[staged->lane];
+	BatcherChunk *chunk = staged->chunk;
+	Relation	spool = table_open(locked_spool, NoLock);
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
+											  "batcher seal",
+											  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	ItemPointerData tid;
+
+	chunk->number = batcher_number_take(batcher_catalog_database());
+	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0, 0,
+						enqueuer_name(chunk->enqueued_by), &tid);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
+	table_close(spool, NoLock);
+
+	lane->has_private = true;
+	staged->nrows = chunk->nrows;
+	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
+		pfree(batcher_private_chunk(chunk));
+	else
+		release_chunk(staged);
+	staged->chunk = NULL;
+}
+
+/* Does this row have to be, or go on, outside of the area? */
+static bool
+area_refuses(BatcherTarget *target, Size size)
+{
+	if (target->memory_limit == 0)
+		return false;
+	return pg_atomic_read_u64(&target->queue->lane.nbytes) + size >
+		target->memory_limit;
+}
+
+/* Begin a chunk for a row of 'size' bytes; returns its index. */
+static int
+begin_chunk(BatcherTarget *target, int lane_index, Size size)
+{
+	StagedLane *lane = &lanes[lane_index];
+	StagedChunk *staged;
+	BatcherChunk *chunk = NULL;
+	bool		in_area = !lane->has_private;
+	MemoryContext old;
+
+	reserve_chunk();
+	while (in_area)
+	{
+		if (!area_refuses(target, size))
+			chunk = batcher_chunk_new(size, false);
+		if (chunk != NULL)
+			break;
+		if (target->when_full == BATCHER_FULL_SPILL)
+			in_area = false;
+		else
+			batcher_room_wait(target, size);
+	}
+	if (chunk == NULL)
+	{
+		old = MemoryContextSwitchTo(TopTransactionContext);
+		chunk = batcher_chunk_new(size, true);
+		MemoryContextSwitchTo(old);
+		lane->has_private = true;
+	}
+	else
+	{
+		lane->bytes += BATCHER_CHUNK_HEADER;
+		(void) pg_atomic_fetch_add_u64(&lane->queue->lane.nbytes,
+									   BATCHER_CHUNK_HEADER);
+	}
+	chunk->enqueued_by = GetUserId();
+	chunk->enqueued_at = GetCurrentStatementStartTimestamp();
+
+	staged = &chunks[nchunks];
+	staged->chunk = chunk;
+	staged->last = NULL;
+	staged->lane = lane_index;
+	staged->level = GetCurrentTransactionNestLevel();
+	staged->nrows = 0;
+	staged->pushed = false;
+	lane->open = nchunks;
+	return nchunks++;
+}
+
+/*
+ * Stage a row.  Errors: 54000 if it is too large, 53400 if there is no room.
+ */
+void
+batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts)
+{
+	Size		size = batcher_row_size(parts);
+	int			index = find_lane(target);
+	StagedLane *lane = &lanes[index];
+	StagedChunk *staged = NULL;
+	BatcherRow *row = NULL;
+
+	if (size > batcher_shared->area_size / 8)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("row of %zu bytes is too large for queue \"%s\"",
+						size, target->name),
+				 errdetail("A row may take an eighth of \"%s\", which is %zu bytes.",
+						   "batcher.shared_memory_size",
+						   batcher_shared->area_size / 8)));
+	(void) batcher_shmem_area();
+	lane->durable |= target->durable;
+
+	if (lane->open >= 0)
+	{
+		staged = &chunks[lane->open];
+		if (staged->level == GetCurrentTransactionNestLevel() &&
+			staged->chunk->enqueued_by == GetUserId() &&
+			!(area_refuses(target, size) &&
+			  !(staged->chunk->flags & BATCHER_CHUNK_PRIVATE)))
+			row = batcher_chunk_add(staged->chunk, staged->last, parts, size);
+		if (row == NULL)
+		{
+			lane->open = -1;
+			if (lane->durable &&
+				staged->level == GetCurrentTransactionNestLevel() &&
+				((staged->chunk->flags & BATCHER_CHUNK_PRIVATE) ||
+				 lane->bytes > seal_limit()))
+				seal_chunk(staged);
+		}
+	}
+	if (row == NULL)
+	{
+		staged = &chunks[begin_chunk(target, index, size)];
+		lane = &lanes[index];
+		row = batcher_chunk_add(staged->chunk, NULL, parts, size);
+	}
+	staged->last = row;
+	if (!(staged->chunk->flags & BATCHER_CHUNK_PRIVATE))
+	{
+		lane->bytes += size;
+		(void) pg_atomic_fetch_add_u64(&lane->queue->lane.nbytes, size);
+	}
+	lane->urgent |= parts->immediate;
+}
+
+/*
+ * Whether the transaction has enqueued into this queue.
+ */
+bool
+batcher_staging_has_queue(BatcherSharedQueue *queue)
+{
+	int			i;
+
+	for (i = 0; i < nchunks; i++)
+	{
+		if (lanes[chunks[i].lane].queue == queue)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Whether a ticket is of a row of the transaction that is still in memory.
+ */
+bool
+batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
+{
+	int			i;
+	int			j;
+
+	for (i = 0; i < nchunks; i++)
+	{
+		BatcherChunk *chunk = chunks[i].chunk;
+		BatcherRow *row;
+
+		if (chunk == NULL || lanes[chunks[i].lane].queue != queue)
+			continue;
+		row = batcher_chunk_first(chunk);
+		for (j = 0; j < chunk->nrows; j++, row = batcher_row_next(row))
+		{
+			if (chunk->first_ticket + row->ticket == ticket)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Store the staged chunks of durable lanes in the spool. */
+static void
+write_spool(BatcherSharedDatabase *db)
+{
+	Relation	spool = table_open(locked_spool, NoLock);
+	uint32		version;
+	bool		known = batcher_spool_version(db, spool, &version);
+	int			i;
+
+	for (i = 0; i < nchunks; i++)
+	{
+		StagedLane *lane = &lanes[chunks[i].lane];
+		BatcherChunk *chunk = chunks[i].chunk;
+
+		if (!lane->durable)
+			continue;
+		if (!lane->spilling && (!known || lane->has_private ||
+								batcher_lane_spilled(&lane->queue->lane)))
+		{
+			batcher_lane_spill_begin(&lane->queue->lane);
+			lane->spilling = true;
+		}
+		if (chunk == NULL)
+		{
+			lane->nspilled += chunks[i].nrows;
+			continue;
+		}
+		batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
+							lane->spilling ? 0 : batcher_spool_home(version),
+							enqueuer_name(chunk->enqueued_by), &chunk->tid);
+		chunk->flags |= BATCHER_CHUNK_DURABLE;
+		chunk->spool_version = version;
+		if (lane->spilling)
+		{
+			lane->nspilled += chunk->nrows;
+			release_chunk(&chunks[i]);
+		}
+	}
+	table_close(spool, NoLock);
+}
+
+/* Everything of the commit that may fail. */
+static void
+prepare_commit(void)
+{
+	BatcherSharedDatabase *db = batcher_catalog_database();
+	MemoryContext cxt = AllocSetContextCreate(TopTransactionContext,
+											  "batcher commit",
+											  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	bool		durable = false;
+	int			i;
+
+	for (i = 0; i < nlanes; i++)
+	{
+		StagedLane *lane = &lanes[i];
+
+		/* while a lane has spilled rows, every row of it goes that way */
+		if (!lane->durable && !XactReadOnly &&
+			(pg_atomic_read_u64(&lane->queue->lane.spill) &
+			 (BATCHER_SPILL_SPILLED | BATCHER_SPILL_UNKNOWN)) ==
+			BATCHER_SPILL_SPILLED)
+			lane->durable = true;
+		durable |= lane->durable;
+	}
+	for (i = 0; i < nchunks; i++)
+	{
+		if (chunks[i].chunk)
+			chunks[i].chunk->number = batcher_number_take(db);
+	}
+	if (durable)
+		write_spool(db);
+	batcher_debug_point("spool-written");
+
+	for (i = 0; i < nchunks; i++)
+	{
+		StagedLane *lane = &lanes[chunks[i].lane];
+
+		if (chunks[i].chunk == NULL)
+			continue;
+		lane->nmemory += chunks[i].chunk->nrows;
+		batcher_lane_push(&lane->queue->lane, chunks[i].chunk);
+		chunks[i].pushed = true;
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
+	batcher_debug_point("pre-commit");
+}
+
+/* The transaction has ended, either way.  Nothing here may fail. */
+static void
+end_transaction(bool commit)
+{
+	TimestampTz now = commit ? GetCurrentTransactionStopTimestamp() : 0;
+	int			i;
+
+	if (commit)
+		batcher_debug_point("commit");
+	for (i = 0; commit && i < nlanes; i++)
+		lanes[i].before = batcher_lane_arriving(lanes[i].queue,
+												lanes[i].nmemory);
+	for (i = 0; i < nchunks; i++)
+	{
+		if (chunks[i].pushed)
+			batcher_lane_decide(chunks[i].chunk, commit, now);
+		else
+			release_chunk(&chunks[i]);
+	}
+	for (i = 0; i < nlanes; i++)
+	{
+		StagedLane *lane = &lanes[i];
+		BatcherSharedQueue *queue = lane->queue;
+
+		if (lane->spilling && commit)
+		{
+			(void) pg_atomic_fetch_add_u64(&queue->lane.nspilled,
+										   lane->nspilled);
+			batcher_count(queue, BATCHER_ROWS_SPILLED, lane->nspilled);
+		}
+		if (lane->spilling)
+			batcher_lane_spill_end(&queue->lane);
+		if (commit)
+			batcher_count(queue, BATCHER_ROWS_ENQUEUED,
+						  lane->nmemory + lane->nspilled);
+		batcher_lane_arrived(queue, lane->before, commit ? lane->nmemory : 0,
+							 commit && lane->urgent);
+	}
+	batcher_slab_end_transaction();
+
+	lanes = inline_lanes;
+	chunks = inline_chunks;
+	max_lanes = INLINE_LANES;
+	max_chunks = INLINE_CHUNKS;
+	nlanes = nchunks = 0;
+	active = false;
+}
+
+static void
+staging_xact_callback(XactEvent event, void *arg)
+{
+	if (!active)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (nchunks > 0)
+				prepare_commit();
+			break;
+		case XACT_EVENT_COMMIT:
+			end_transaction(true);
+			break;
+		case XACT_EVENT_ABORT:
+			end_transaction(false);
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (nchunks > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has enqueued rows")));
+			break;
+		case XACT_EVENT_PREPARE:
+			end_transaction(false);
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+staging_subxact_callback(SubXactEvent event, SubTransactionId my_id,
+						 SubTransactionId parent, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	int			i;
+
+	if (!active)
+		return;
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		for (i = nchunks - 1; i >= 0 && chunks[i].level >= level; i--)
+			chunks[i].level = level - 1;
+		locked_level = Min(locked_level, level - 1);
+	}
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		while (nchunks > 0 && chunks[nchunks - 1].level >= level)
+			release_chunk(&chunks[--nchunks]);
+		for (i = 0; i < nlanes; i++)
+			lanes[i].open = -1;
+		if (locked_level >= level)
+		{
+			/* the lock goes with the level that took it, as did all rows */
+			Assert(nchunks == 0);
+			nlanes = 0;
+			active = false;
+		}
+	}
+}
+
+/*
+ * Register the callbacks.  From _PG_init, after batcher_change_install(): what
+ * is registered later is called first, and a lane must outlive its chunks.
+ */
+void
+batcher_staging_install(void)
+{
+	RegisterXactCallback(staging_xact_callback, NULL);
+	RegisterSubXactCallback(staging_subxact_callback, NULL);
+}

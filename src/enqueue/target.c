@@ -1,0 +1,165 @@
+/*
+ * target.c
+ *	  Finding the queue that a producer names, and its right to enqueue.
+ *
+ * The answer is cached in the backend, by name, and holds as long as the
+ * generation of the database's definitions is the same, so that a call costs
+ * one look at shared memory.  The right is remembered for one user, until a
+ * role changes.  Client backends.
+ */
+#include "postgres.h"
+
+#include "catalog/catalog.h"
+#include "enqueue/enqueue.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+static HTAB *targets = NULL;	/* of this process, for its life */
+static BatcherTarget *last_target = NULL;
+static uint64 roles_changed = 1;
+
+static void
+forget_rights(Datum arg, int cacheid, uint32 hashvalue)
+{
+	roles_changed++;
+}
+
+static void
+make_cache(void)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = sizeof(BatcherTarget);
+	ctl.hcxt = TopMemoryContext;
+	targets = hash_create("batcher targets", 16, &ctl,
+						  HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	CacheRegisterSyscacheCallback(AUTHOID, forget_rights, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, forget_rights, (Datum) 0);
+}
+
+/* The cache's entry for a name, filled from the definition. */
+static BatcherTarget *
+load_target(const char *name, uint64 generation)
+{
+	BatcherQueueDef *def = batcher_definition_by_name(name);
+	BatcherTarget *target;
+	BatcherSharedQueue *queue;
+	bool		found;
+
+	if (def == NULL)
+	{
+		last_target = NULL;
+		if (targets)
+			(void) hash_search(targets, name, HASH_REMOVE, NULL);
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", name)));
+	}
+	queue = batcher_definition_shared(def);
+	if (targets == NULL)
+		make_cache();
+	target = hash_search(targets, name, HASH_ENTER, &found);
+	target->generation = generation;
+	target->local_generation = batcher_change_local;
+	target->queue_id = def->id;
+	target->queue = queue;
+	target->owner = def->owner;
+	target->durable = def->options.durable;
+	target->when_full = def->options.when_full;
+	target->memory_limit = def->options.memory_limit;
+	target->paused = def->paused;
+	target->checked_user = InvalidOid;
+	return target;
+}
+
+/* Raise an error unless the current user may enqueue. */
+static void
+check_right(BatcherTarget *target)
+{
+	Oid			user = GetUserId();
+
+	if (target->checked_user == user && target->checked_roles == roles_changed)
+		return;
+	if (!superuser_arg(user) &&
+		(!OidIsValid(target->owner) || !has_privs_of_role(user, target->owner)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for queue \"%s\"", target->name)));
+	target->checked_user = user;
+	target->checked_roles = roles_changed;
+}
+
+/* Wait until whoever is about to drop a queue has done so, or has not. */
+static void
+wait_for_drop(BatcherTarget *target)
+{
+	batcher_definition_lock(target->queue_id, AccessShareLock);
+	batcher_definition_unlock(target->queue_id, AccessShareLock);
+}
+
+/*
+ * The queue with this name, into which the current user may enqueue.  The
+ * spool is locked afterwards, until the end of the transaction, so that
+ * nobody drops the queue.  Errors: 42704, 42501, 55000; waits for a
+ * transaction that drops the queue.
+ */
+BatcherTarget *
+batcher_target_find(const char *name, int len)
+{
+	bool		had_lock = batcher_staging_active();
+	char		key[NAMEDATALEN];
+
+	if (len >= NAMEDATALEN || len < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%.*s\" does not exist", len, name)));
+
+	for (;;)
+	{
+		BatcherSharedDatabase *db;
+		BatcherTarget *target = last_target;
+		uint64		generation;
+
+		(void) batcher_staging_lock_spool();
+		db = batcher_catalog_database();
+		generation = pg_atomic_read_u64(&db->generation);
+		if (target == NULL || strncmp(target->name, name, len) != 0 ||
+			target->name[len] != '\0')
+		{
+			memcpy(key, name, len);
+			key[len] = '\0';
+			target = targets ? hash_search(targets, key, HASH_FIND, NULL) : NULL;
+		}
+		if (target == NULL || target->generation != generation ||
+			target->local_generation != batcher_change_local ||
+			memcmp(&target->queue->key.db, &db->key, sizeof(db->key)) != 0)
+		{
+			memcpy(key, name, len);
+			key[len] = '\0';
+			target = load_target(key, generation);
+		}
+
+		/* see change.c for why the generation is looked at twice */
+		if (unlikely(pg_atomic_read_u32(&target->queue->lane.frozen) != 0))
+		{
+			if (!had_lock)
+				batcher_staging_unlock_spool();
+			wait_for_drop(target);
+			continue;
+		}
+		pg_read_barrier();
+		if (unlikely(pg_atomic_read_u64(&db->generation) != generation))
+			continue;
+
+		check_right(target);
+		last_target = target;
+		return target;
+	}
+}

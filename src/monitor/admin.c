@@ -1,0 +1,358 @@
+/*
+ * admin.c
+ *	  Making, changing, holding and dropping queues.
+ *
+ * All of it is transactional: the definition is a tuple, and what follows
+ * from it for other sessions and the worker happens at the commit
+ * (catalog/change.c).  Who changes a queue locks it by a heavyweight lock on
+ * its id, so that changes of one queue follow each other.  Client backends.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "batch/batch.h"
+#include "catalog/namespace.h"
+#include "enqueue/enqueue.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "monitor/admin.h"
+#include "monitor/monitor.h"
+#include "nodes/pg_list.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+/*
+ * The definition of the queue with this name, which the current user may
+ * manage.  Errors: 42704, 42501.
+ */
+BatcherQueueDef *
+batcher_admin_lookup(const char *name)
+{
+	BatcherQueueDef *def = batcher_definition_by_name(name);
+
+	if (def == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", name)));
+	if (!batcher_monitor_may_manage(def))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for queue \"%s\"", name)));
+	return def;
+}
+
+/* The same, locked for a change until the end of the transaction. */
+static BatcherQueueDef *
+lookup_for_change(const char *name)
+{
+	for (;;)
+	{
+		BatcherQueueDef *def = batcher_admin_lookup(name);
+		int32		id = def->id;
+
+		batcher_definition_lock(id, AccessExclusiveLock);
+		/* it may have changed before the lock was had */
+		def = batcher_admin_lookup(name);
+		if (def->id == id)
+			return def;
+		batcher_definition_unlock(id, AccessExclusiveLock);
+	}
+}
+
+static char *
+text_argument(FunctionCallInfo fcinfo, int arg)
+{
+	return PG_ARGISNULL(arg) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(arg));
+}
+
+/* The queue argument, which must not be null. */
+static char *
+queue_argument(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("queue must not be null")));
+	return text_argument(fcinfo, 0);
+}
+
+/* The options argument; null is none. */
+static Jsonb *
+options_argument(FunctionCallInfo fcinfo, int arg)
+{
+	if (PG_ARGISNULL(arg))
+		return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+												  CStringGetDatum("{}")));
+	return PG_GETARG_JSONB_P(arg);
+}
+
+static void
+refuse_target(FunctionCallInfo fcinfo, int target, int row_type)
+{
+	if (!PG_ARGISNULL(target) || !PG_ARGISNULL(row_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("queues with a target or a row type are not supported"),
+				 errhint("Give a statement as \"flush_sql\".")));
+}
+
+/*
+ * The schemas of the search_path in force, as they are now, with pg_temp last:
+ * so that no temporary object can take the place of what a statement means.
+ */
+static char *
+current_search_path(void)
+{
+	List	   *schemas = fetch_search_path(true);
+	StringInfoData s;
+	ListCell   *lc;
+
+	initStringInfo(&s);
+	foreach(lc, schemas)
+	{
+		char	   *name;
+
+		if (isTempNamespace(lfirst_oid(lc)))
+			continue;
+		name = get_namespace_name(lfirst_oid(lc));
+		if (name)
+			appendStringInfo(&s, "%s, ", quote_identifier(name));
+	}
+	appendStringInfoString(&s, "pg_temp");
+	list_free(schemas);
+	return s.data;
+}
+
+static void
+check_name(const char *name)
+{
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("queue name must not be empty")));
+	if (strlen(name) > BATCHER_NAME_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("queue name \"%s\" is too long", name),
+				 errdetail("A name has at most %d bytes.", BATCHER_NAME_MAX)));
+}
+
+PG_FUNCTION_INFO_V1(batcher_create_queue);
+
+/*
+ * batch_create_queue(queue, flush_sql, target, row_type, options,
+ * if_not_exists)
+ */
+Datum
+batcher_create_queue(PG_FUNCTION_ARGS)
+{
+	BatcherQueueDef def;
+	BatcherSharedQueue *queue;
+	BatcherQueueKey key;
+
+	batcher_shmem_require();
+	memset(&def, 0, sizeof(def));
+	def.name = queue_argument(fcinfo);
+	check_name(def.name);
+	refuse_target(fcinfo, 2, 3);
+	if (batcher_definition_by_name(def.name))
+	{
+		if (!PG_ARGISNULL(5) && PG_GETARG_BOOL(5))
+		{
+			ereport(NOTICE,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("queue \"%s\" already exists, skipping",
+							def.name)));
+			PG_RETURN_VOID();
+		}
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("queue \"%s\" already exists", def.name)));
+	}
+	def.owner = GetUserId();
+	def.owner_name = GetUserNameFromId(def.owner, false);
+	def.flush_sql = text_argument(fcinfo, 1);
+	def.search_path = current_search_path();
+	def.given = batcher_options_merge(NULL, options_argument(fcinfo, 4));
+	batcher_options_resolve(def.given, &def.options);
+	def.created_at = GetCurrentTimestamp();
+	batcher_executor_check(&def);
+
+	def.id = batcher_definition_insert(&def);
+	key.db = batcher_catalog_find(false)->db;
+	key.queue_id = def.id;
+	key.lane = 0;
+	queue = batcher_shmem_queue_create(key, true);
+	if (queue == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many queues"),
+				 errhint("Increase \"%s\" and restart the server.",
+						 "batcher.max_queues")));
+	batcher_change_note_created(queue);
+	batcher_definition_publish(&def, queue);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(batcher_alter_queue);
+
+/*
+ * batch_alter_queue(queue, options, flush_sql, target, row_type)
+ */
+Datum
+batcher_alter_queue(PG_FUNCTION_ARGS)
+{
+	BatcherQueueDef *def = lookup_for_change(queue_argument(fcinfo));
+
+	refuse_target(fcinfo, 3, 4);
+	if (!PG_ARGISNULL(2))
+	{
+		def->flush_sql = text_argument(fcinfo, 2);
+		def->search_path = current_search_path();
+	}
+	def->given = batcher_options_merge(def->given, options_argument(fcinfo, 1));
+	batcher_options_resolve(def->given, &def->options);
+	batcher_executor_check(def);
+	batcher_definition_update(def);
+	PG_RETURN_VOID();
+}
+
+/* Wait for all transactions that have enqueued, and for the flush. */
+static void
+wait_for_users(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, batcher_catalog_find(false)->spool);
+	WaitForLockers(tag, ShareLock, false);
+}
+
+/* How many rows of a queue wait, when nobody uses it. */
+static int64
+count_waiting(BatcherSharedQueue *queue, const BatcherQueueDef *def)
+{
+	int64		n = batcher_spool_count_queue(def->id);
+
+	if (n == 0)
+		n = pg_atomic_read_u64(&queue->lane.npending);
+	return n;
+}
+
+PG_FUNCTION_INFO_V1(batcher_drop_queue);
+
+/*
+ * batch_drop_queue(queue, force)
+ *
+ * The lane is frozen, so that nobody begins to use the queue; then who has
+ * begun is waited for; what waits then can be counted and thrown away.
+ */
+Datum
+batcher_drop_queue(PG_FUNCTION_ARGS)
+{
+	bool		force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	BatcherQueueDef *def;
+	BatcherSharedQueue *queue;
+	int64		waiting;
+
+	batcher_shmem_require();
+	def = lookup_for_change(queue_argument(fcinfo));
+	queue = batcher_definition_shared(def);
+	if (batcher_staging_has_queue(queue))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drop queue \"%s\" because this transaction has enqueued rows into it",
+						def->name)));
+	batcher_change_freeze(queue);
+	wait_for_users();
+	waiting = count_waiting(queue, def);
+	if (waiting > 0 && !force)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drop queue \"%s\" because rows wait in it",
+						def->name),
+				 errdetail("%lld rows wait.", (long long) waiting),
+				 errhint("Flush or purge the queue, or drop it with force => true.")));
+	(void) batcher_spool_delete_queue(def->id);
+	batcher_definition_delete(def->id);
+	batcher_change_note_dropped(queue);
+	PG_RETURN_VOID();
+}
+
+/*
+ * A queue that was restored, or whose owner is gone, is found its owner by
+ * name.
+ */
+static void
+resolve_owner(BatcherQueueDef *def)
+{
+	if (OidIsValid(def->owner))
+		return;
+	def->owner = get_role_oid(def->owner_name, true);
+	if (!OidIsValid(def->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("owner \"%s\" of queue \"%s\" does not exist",
+						def->owner_name, def->name)));
+}
+
+/* Hold a queue, or let it go. */
+static void
+set_paused(BatcherQueueDef *def, bool paused)
+{
+	if (def->paused == paused)
+		return;
+	if (!paused)
+		resolve_owner(def);
+	def->paused = paused;
+	def->pause_reason = paused ? pstrdup("paused") : NULL;
+	batcher_definition_update(def);
+}
+
+/* batch_pause and batch_resume: one queue, or all that may be managed. */
+static void
+pause_or_resume(FunctionCallInfo fcinfo, bool paused)
+{
+	ListCell   *lc;
+
+	if (!PG_ARGISNULL(0))
+	{
+		set_paused(lookup_for_change(queue_argument(fcinfo)), paused);
+		return;
+	}
+	foreach(lc, batcher_definition_list())
+	{
+		BatcherQueueDef *def = lfirst(lc);
+
+		if (batcher_monitor_may_manage(def) && def->paused != paused)
+			set_paused(lookup_for_change(def->name), paused);
+	}
+}
+
+PG_FUNCTION_INFO_V1(batcher_pause);
+
+/*
+ * batch_pause(queue)
+ */
+Datum
+batcher_pause(PG_FUNCTION_ARGS)
+{
+	pause_or_resume(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(batcher_resume);
+
+/*
+ * batch_resume(queue)
+ */
+Datum
+batcher_resume(PG_FUNCTION_ARGS)
+{
+	pause_or_resume(fcinfo, false);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,190 @@
+/*
+ * fate.c
+ *	  What became of a queue's settled tickets, for batch_wait.
+ *
+ * The last 100,000 tickets of a queue are kept in pages of the shared area,
+ * as differences from one ticket to the next in as few bytes as they need:
+ * one or two each, where tickets leave about in the order in which they were
+ * given.  A page holds tickets of one fate.  All pages of all queues together
+ * take at most an eighth of the area; a queue that may not take another page
+ * forgets its oldest.  Protected by lane.lock; nothing here raises an error.
+ */
+#include "postgres.h"
+
+#include "queue/chunk.h"
+
+#define FATES_MAX		100000	/* tickets of one queue */
+#define FATE_PAGE_SIZE	2048	/* a size class of dsa.c */
+#define DIFF_MAX		10		/* bytes that a difference takes at most */
+
+typedef struct FatePage
+{
+	dsa_pointer newer;
+	uint64		smallest;
+	uint64		largest;
+	uint64		last;			/* the ticket recorded last */
+	uint16		ntickets;
+	uint16		used;			/* bytes of 'diffs' */
+	uint16		fate;
+	uint8		diffs[FLEXIBLE_ARRAY_MEMBER];
+} FatePage;
+
+#define PAGE_ROOM		(FATE_PAGE_SIZE - offsetof(FatePage, diffs))
+
+/* A signed difference as an unsigned number that is small if it is small. */
+static inline uint64
+fold_sign(int64 diff)
+{
+	return ((uint64) diff << 1) ^ (uint64) (diff >> 63);
+}
+
+static inline int64
+unfold_sign(uint64 folded)
+{
+	return (int64) (folded >> 1) ^ -(int64) (folded & 1);
+}
+
+static void
+free_oldest(BatcherSharedQueue *queue)
+{
+	BatcherSharedFates *fates = &queue->fates;
+	dsa_pointer p = fates->oldest;
+	FatePage   *page = batcher_area_address(p);
+
+	fates->ntickets -= page->ntickets;
+	fates->oldest = page->newer;
+	if (!DsaPointerIsValid(fates->oldest))
+		fates->newest = InvalidDsaPointer;
+	dsa_free(batcher_shmem_area(), p);
+	(void) pg_atomic_fetch_sub_u64(&batcher_shared->area_used, FATE_PAGE_SIZE);
+	(void) pg_atomic_fetch_sub_u64(&batcher_shared->fate_bytes, FATE_PAGE_SIZE);
+}
+
+/* A new page at the end, or NULL. */
+static FatePage *
+add_page(BatcherSharedQueue *queue, BatcherFate fate)
+{
+	BatcherSharedFates *fates = &queue->fates;
+	dsa_pointer p;
+	FatePage   *page;
+
+	while (DsaPointerIsValid(fates->oldest) &&
+		   (fates->ntickets >= FATES_MAX ||
+			pg_atomic_read_u64(&batcher_shared->fate_bytes) + FATE_PAGE_SIZE >
+			batcher_shared->area_size / 8))
+		free_oldest(queue);
+
+	p = dsa_allocate_extended(batcher_shmem_area(), FATE_PAGE_SIZE,
+							  DSA_ALLOC_NO_OOM);
+	if (!DsaPointerIsValid(p))
+		return NULL;
+	(void) pg_atomic_fetch_add_u64(&batcher_shared->area_used, FATE_PAGE_SIZE);
+	(void) pg_atomic_fetch_add_u64(&batcher_shared->fate_bytes, FATE_PAGE_SIZE);
+	page = batcher_area_address(p);
+	memset(page, 0, offsetof(FatePage, diffs));
+	page->fate = fate;
+	page->smallest = PG_UINT64_MAX;
+	if (DsaPointerIsValid(fates->newest))
+		((FatePage *) batcher_area_address(fates->newest))->newer = p;
+	else
+		fates->oldest = p;
+	fates->newest = p;
+	return page;
+}
+
+/*
+ * Remember how the row with this ticket ended.  lane.lock is held
+ * exclusively.  If there is no room it is forgotten at once.
+ */
+void
+batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,
+					BatcherFate fate)
+{
+	BatcherSharedFates *fates = &queue->fates;
+	FatePage   *page = NULL;
+	uint64		diff;
+
+	Assert(LWLockHeldByMeInMode(&queue->lane.lock, LW_EXCLUSIVE));
+	if (DsaPointerIsValid(fates->newest))
+		page = batcher_area_address(fates->newest);
+	if (page == NULL || page->fate != fate ||
+		page->used + DIFF_MAX > PAGE_ROOM)
+		page = add_page(queue, fate);
+	if (page == NULL)
+		return;
+
+	diff = fold_sign((int64) (ticket - page->last));
+	while (diff >= 0x80)
+	{
+		page->diffs[page->used++] = (uint8) (diff | 0x80);
+		diff >>= 7;
+	}
+	page->diffs[page->used++] = (uint8) diff;
+	page->last = ticket;
+	page->smallest = Min(page->smallest, ticket);
+	page->largest = Max(page->largest, ticket);
+	page->ntickets++;
+	fates->ntickets++;
+}
+
+static bool
+page_has(const FatePage *page, uint64 ticket)
+{
+	uint64		at = 0;
+	int			i = 0;
+
+	if (ticket < page->smallest || ticket > page->largest)
+		return false;
+	while (i < page->used)
+	{
+		uint64		folded = 0;
+		int			shift = 0;
+
+		while (page->diffs[i] & 0x80)
+		{
+			folded |= (uint64) (page->diffs[i++] & 0x7F) << shift;
+			shift += 7;
+		}
+		folded |= (uint64) page->diffs[i++] << shift;
+		at += (uint64) unfold_sign(folded);
+		if (at == ticket)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * How the row with this ticket ended, as far as it is remembered.  Takes
+ * lane.lock.
+ */
+BatcherFate
+batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
+{
+	BatcherFate fate = BATCHER_FATE_UNKNOWN;
+	dsa_pointer p;
+
+	LWLockAcquire(&queue->lane.lock, LW_SHARED);
+	for (p = queue->fates.oldest; DsaPointerIsValid(p);)
+	{
+		FatePage   *page = batcher_area_address(p);
+
+		if (page_has(page, ticket))
+		{
+			fate = page->fate;
+			break;
+		}
+		p = page->newer;
+	}
+	LWLockRelease(&queue->lane.lock);
+	return fate;
+}
+
+/*
+ * Forget all of a queue.  lane.lock is held exclusively.
+ */
+void
+batcher_fate_discard(BatcherSharedQueue *queue)
+{
+	while (DsaPointerIsValid(queue->fates.oldest))
+		free_oldest(queue);
+}

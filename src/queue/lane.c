@@ -1,0 +1,390 @@
+/*
+ * lane.c
+ *	  Chunks on their way from many producers to one worker.
+ *
+ * A producer pushes a chunk to the inbox before its commit record is written,
+ * in state COMMITTING, so that the order of the inbox is one that visibility
+ * respects: a transaction that sees another's effects pushes after it.  After
+ * the transaction has become visible, one store decides the chunk.  The owner
+ * takes the inbox whole and keeps what it took on a list in shared memory, so
+ * that a worker that dies by an error loses nothing.
+ *
+ * Waking the owner: 'armed' says that the owner will look at the lane by
+ * itself within the window, so a committer that finds it set does nothing.
+ * The owner clears it only before it goes to sleep without a timer for the
+ * lane, then looks once more.  Both sides use full barriers, so that not both
+ * can miss the other.
+ */
+#include "postgres.h"
+
+#include "base/clock.h"
+#include "queue/chunk.h"
+
+/*
+ * Whether rows of the lane are, or may be, in the spool only.
+ */
+bool
+batcher_lane_spilled(BatcherSharedLane *lane)
+{
+	return (pg_atomic_read_u64(&lane->spill) & BATCHER_SPILL_SPILLED) != 0;
+}
+
+/* Change the spill word: set 'bits', add 'delta' committers, grow the version. */
+static void
+change_spill(BatcherSharedLane *lane, uint64 bits, int delta)
+{
+	uint64		seen = pg_atomic_read_u64(&lane->spill);
+	uint64		want;
+
+	do
+	{
+		want = (seen & ~BATCHER_SPILL_VERSION) |
+			((seen + 1) & BATCHER_SPILL_VERSION);
+		want |= bits;
+		if (delta > 0)
+			want += BATCHER_SPILL_ONE;
+		else if (delta < 0)
+			want -= BATCHER_SPILL_ONE;
+	} while (!pg_atomic_compare_exchange_u64(&lane->spill, &seen, want));
+}
+
+/*
+ * The caller's transaction is about to commit rows that are in the spool
+ * only.  From now on the lane counts as spilled.
+ */
+void
+batcher_lane_spill_begin(BatcherSharedLane *lane)
+{
+	change_spill(lane, BATCHER_SPILL_SPILLED, 1);
+}
+
+/*
+ * The transaction of batcher_lane_spill_begin has become visible, or has
+ * rolled back.
+ */
+void
+batcher_lane_spill_end(BatcherSharedLane *lane)
+{
+	change_spill(lane, 0, -1);
+}
+
+/*
+ * Rows of the lane are in the spool that memory does not know.
+ */
+void
+batcher_lane_spill_mark(BatcherSharedLane *lane)
+{
+	change_spill(lane, BATCHER_SPILL_SPILLED, 0);
+}
+
+/*
+ * Somebody has looked through the spool and has found rows of the lane.
+ */
+void
+batcher_lane_spill_known(BatcherSharedLane *lane)
+{
+	(void) pg_atomic_fetch_and_u64(&lane->spill, ~BATCHER_SPILL_UNKNOWN);
+}
+
+/*
+ * Return the lane to memory, after a scan of the spool found no row of it.
+ * 'seen' is the spill word as it was before the snapshot of that scan was
+ * taken.  False if somebody has spilled since, or was about to.
+ */
+bool
+batcher_lane_spill_clear(BatcherSharedLane *lane, uint64 seen)
+{
+	uint64		want = (seen + 1) & BATCHER_SPILL_VERSION;
+
+	if (seen & BATCHER_SPILL_COMMITTING)
+		return false;
+	return pg_atomic_compare_exchange_u64(&lane->spill, &seen, want);
+}
+
+/*
+ * Put a filled chunk into the inbox.
+ */
+void
+batcher_lane_push(BatcherSharedLane *lane, BatcherChunk *chunk)
+{
+	uint64		head = pg_atomic_read_u64(&lane->inbox);
+	dsa_pointer p = batcher_area_pointer(chunk);
+
+	do
+	{
+		chunk->next = head;
+	} while (!pg_atomic_compare_exchange_u64(&lane->inbox, &head, p));
+}
+
+/*
+ * Decide a pushed chunk: its transaction has committed at 'now', or rolled
+ * back.  In commit and abort callbacks.  The chunk belongs to the lane's owner
+ * afterwards.
+ */
+void
+batcher_lane_decide(BatcherChunk *chunk, bool committed, TimestampTz now)
+{
+	chunk->committed_at = now;
+	pg_write_barrier();
+	pg_atomic_write_u32(&chunk->state, committed ? BATCHER_CHUNK_COMMITTED :
+						BATCHER_CHUNK_VOID);
+}
+
+/*
+ * Wake who flushes the lane: its owner, or the launcher, which finds one.
+ */
+void
+batcher_lane_wake(BatcherSharedQueue *queue)
+{
+	uint32		owner = pg_atomic_read_u32(&queue->lane.owner);
+	uint32		proc = 0;
+
+	if (owner != 0)
+		proc = pg_atomic_read_u32(&batcher_shared->workers[owner - 1].proc);
+	if (proc != 0)
+		batcher_shmem_wake_proc(proc);
+	else
+		batcher_shmem_wake_launcher();
+}
+
+/*
+ * 'nrows' rows of the lane are about to be decided as committed.  Returns how
+ * many waited before, for batcher_lane_arrived.  It comes before the decision,
+ * because the owner may settle a chunk as soon as that is decided.  In commit
+ * callbacks.
+ */
+uint64
+batcher_lane_arriving(BatcherSharedQueue *queue, int nrows)
+{
+	return pg_atomic_fetch_add_u64(&queue->lane.npending, nrows);
+}
+
+/*
+ * The chunks of batcher_lane_arriving, or void ones (nrows 0), are decided:
+ * wake the owner if it is worth it.  'before' is what batcher_lane_arriving
+ * returned.  'urgent': an immediate row is among them.  In commit and abort
+ * callbacks.
+ */
+void
+batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before, int nrows,
+					 bool urgent)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	uint64		wake_at = pg_atomic_read_u64(&lane->wake_at);
+
+	/* between the decision and the look at what the owner is up to */
+	pg_memory_barrier();
+	if (urgent || (before < wake_at && before + nrows >= wake_at))
+		batcher_lane_wake(queue);
+	else if (pg_atomic_read_u32(&lane->armed) == 0 &&
+			 pg_atomic_exchange_u32(&lane->armed, 1) == 0)
+		batcher_lane_wake(queue);
+}
+
+/*
+ * Move what is in the inbox to the end of the taken list.  The owner of the
+ * lane only.
+ */
+void
+batcher_lane_take(BatcherSharedLane *lane)
+{
+	dsa_pointer newest;
+	dsa_pointer p;
+	dsa_pointer oldest = InvalidDsaPointer;
+
+	if (pg_atomic_read_u64(&lane->inbox) == 0)
+		return;
+
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	newest = pg_atomic_exchange_u64(&lane->inbox, 0);
+	for (p = newest; DsaPointerIsValid(p);)
+	{
+		BatcherChunk *chunk = batcher_area_address(p);
+		dsa_pointer older = chunk->next;
+
+		chunk->next = oldest;
+		oldest = p;
+		p = older;
+	}
+	if (DsaPointerIsValid(lane->taken_tail))
+		((BatcherChunk *) batcher_area_address(lane->taken_tail))->next = oldest;
+	else
+		lane->taken_head = oldest;
+	lane->taken_tail = newest;
+	LWLockRelease(&lane->lock);
+}
+
+/* Is nothing left to do with this chunk? */
+static bool
+chunk_is_settled(BatcherChunk *chunk)
+{
+	uint32		state = pg_atomic_read_u32(&chunk->state);
+
+	return state == BATCHER_CHUNK_VOID ||
+		(state == BATCHER_CHUNK_COMMITTED && chunk->nlive == 0);
+}
+
+/* Remember how the rows of a settled chunk ended; lane.lock is held. */
+static void
+record_fates(BatcherSharedQueue *queue, BatcherChunk *chunk)
+{
+	BatcherRow *row = batcher_chunk_first(chunk);
+	int			i;
+
+	if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_VOID)
+		return;
+	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+	{
+		if (row->flags & BATCHER_ROW_RECORDED)
+			continue;
+		row->flags |= BATCHER_ROW_RECORDED;
+		batcher_fate_record(queue, chunk->first_ticket + row->ticket,
+							row->flags & BATCHER_ROW_PURGED ?
+							BATCHER_FATE_PURGED : BATCHER_FATE_FLUSHED);
+	}
+}
+
+/*
+ * Take settled chunks off the taken list and give their room back.  Works
+ * from the marks in the chunks alone, so it does what a worker that died
+ * right after a commit has left undone.  The walk ends when 'expected' chunks
+ * were found settled, not counting void ones; PG_INT32_MAX walks all.  The
+ * owner of the lane only.
+ */
+void
+batcher_lane_sweep(BatcherSharedQueue *queue, int expected)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	dsa_pointer p;
+	dsa_pointer released = InvalidDsaPointer;
+	BatcherChunk *previous = NULL;
+	bool		freed = false;
+
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	for (p = lane->taken_head; DsaPointerIsValid(p) && expected > 0;)
+	{
+		BatcherChunk *chunk = batcher_area_address(p);
+		dsa_pointer next = chunk->next;
+
+		if (!chunk_is_settled(chunk))
+			previous = chunk;
+		else
+		{
+			if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED)
+				expected--;
+			record_fates(queue, chunk);
+			if (previous)
+				previous->next = next;
+			else
+				lane->taken_head = next;
+			if (lane->taken_tail == p)
+				lane->taken_tail = previous ? batcher_area_pointer(previous) :
+					InvalidDsaPointer;
+			chunk->next = released;
+			released = p;
+		}
+		p = next;
+	}
+	LWLockRelease(&lane->lock);
+
+	while (DsaPointerIsValid(released))
+	{
+		BatcherChunk *chunk = batcher_area_address(released);
+
+		released = chunk->next;
+		(void) pg_atomic_fetch_sub_u64(&lane->nbytes,
+									   batcher_chunk_bytes(chunk));
+		batcher_slab_unref(chunk);
+		freed = true;
+	}
+	if (freed)
+		ConditionVariableBroadcast(&batcher_shared->room_cv);
+}
+
+/*
+ * Whether no row of the lane waits, in memory or, as far as it is known, in
+ * the spool.
+ */
+bool
+batcher_lane_empty(BatcherSharedLane *lane)
+{
+	bool		empty;
+
+	LWLockAcquire(&lane->lock, LW_SHARED);
+	empty = pg_atomic_read_u64(&lane->inbox) == 0 &&
+		!DsaPointerIsValid(lane->taken_head) && !batcher_lane_spilled(lane);
+	LWLockRelease(&lane->lock);
+	return empty;
+}
+
+/*
+ * Whether there is something that a worker should do for the lane.
+ */
+bool
+batcher_lane_wants_worker(BatcherSharedQueue *queue)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	uint64		spill = pg_atomic_read_u64(&lane->spill);
+	uint64		settled = pg_atomic_read_u64(&lane->settled);
+
+	if (pg_atomic_read_u64(&lane->purge_upto) > settled)
+		return true;
+	if (pg_atomic_read_u32(&queue->paused))
+		return false;
+	return pg_atomic_read_u64(&lane->npending) > 0 ||
+		pg_atomic_read_u64(&lane->flush_upto) > settled ||
+		((spill & BATCHER_SPILL_SPILLED) && !(spill & BATCHER_SPILL_UNKNOWN));
+}
+
+/*
+ * Throw all chunks of a lane away.  Only when nobody else can use the lane:
+ * its queue, or the whole database, has been dropped.
+ */
+void
+batcher_lane_discard(BatcherSharedQueue *queue)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	dsa_pointer p;
+
+	batcher_lane_take(lane);
+	/* whoever walks the lists has the lock, and sees all of them or nothing */
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	p = lane->taken_head;
+	lane->taken_head = lane->taken_tail = InvalidDsaPointer;
+	batcher_fate_discard(queue);
+	LWLockRelease(&lane->lock);
+	while (DsaPointerIsValid(p))
+	{
+		BatcherChunk *chunk = batcher_area_address(p);
+
+		p = chunk->next;
+		batcher_slab_unref(chunk);
+	}
+	pg_atomic_write_u64(&lane->npending, 0);
+	pg_atomic_write_u64(&lane->nbytes, 0);
+	ConditionVariableBroadcast(&batcher_shared->room_cv);
+	ConditionVariableBroadcast(batcher_settled_cv(queue->key.queue_id));
+}
+
+/*
+ * Throw away all that memory holds of a database whose extension, or which
+ * itself, is gone.  No worker is attached to it.  The launcher.
+ */
+void
+batcher_lane_discard_database(BatcherDatabaseKey key)
+{
+	BatcherSharedQueue **list;
+	int			n;
+
+	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
+	n = batcher_shmem_queue_list(key.dboid, list, batcher_max_queues);
+	while (n-- > 0)
+	{
+		if (list[n]->key.db.extoid != key.extoid)
+			continue;
+		batcher_lane_discard(list[n]);
+		batcher_shmem_queue_remove(list[n]->key);
+	}
+	pfree(list);
+	batcher_shmem_database_remove(key);
+}

@@ -1,0 +1,497 @@
+/*
+ * shmem.c
+ *	  Lays out batcher's shared memory and finds things in it.
+ *
+ * Everything is requested and made in the postmaster, from the hooks that
+ * 15 has for it; no other file calls ShmemInitStruct or ShmemInitHash.  After
+ * a crash of any process the server makes it all anew, which is why nothing
+ * here is trusted to outlive a crash: the spool is the truth.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "port/pg_crc32c.h"
+#include "shmem/shmem.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+BatcherShared *batcher_shared = NULL;
+int			batcher_tranche_lane = 0;
+
+static int	tranche_area = 0;
+static HTAB *databases = NULL;
+static HTAB *queues = NULL;
+static HTAB *channels = NULL;
+static dsa_area *area = NULL;
+
+static void (*load_at_startup) (void) = NULL;
+static void (*save_at_exit) (void) = NULL;
+
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+/* Bytes of the area; a multiple of a page, and never too small for DSA. */
+static Size
+area_size(void)
+{
+	return mul_size((Size) batcher_shared_memory_size, 1024 * 1024);
+}
+
+/* Channels counted at the same time; the least recently used gives way. */
+static long
+max_channels(void)
+{
+	return Max(batcher_max_queues, 1024);
+}
+
+/* What batcher needs; used by the request and, by its parts, by the init. */
+static Size
+shmem_size(void)
+{
+	Size		size;
+
+	size = MAXALIGN(sizeof(BatcherShared));
+	size = add_size(size, hash_estimate_size(batcher_max_queues,
+											 sizeof(BatcherSharedDatabase)));
+	size = add_size(size, hash_estimate_size(batcher_max_queues,
+											 sizeof(BatcherSharedQueue)));
+	size = add_size(size, hash_estimate_size(max_channels(),
+											 sizeof(BatcherSharedChannel)));
+	return add_size(size, MAXALIGN(area_size()));
+}
+
+static void
+request_shmem(void)
+{
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+	RequestAddinShmemSpace(shmem_size());
+	RequestNamedLWLockTranche("Batcher", 1);
+	RequestNamedLWLockTranche("BatcherLane", 1);
+	RequestNamedLWLockTranche("BatcherArea", 1);
+}
+
+/* Fill the root; nobody else exists yet. */
+static void
+init_root(void *place)
+{
+	dsa_area   *made;
+	dsa_pointer probe;
+	MemoryContext old;
+	int			i;
+
+	memset(batcher_shared, 0, sizeof(BatcherShared));
+	LWLockInitialize(&batcher_shared->lock,
+					 GetNamedLWLockTranche("Batcher")->lock.tranche);
+	do
+	{
+		if (!pg_strong_random(&batcher_shared->incarnation, sizeof(uint64)))
+			batcher_shared->incarnation = pg_prng_uint64(&pg_global_prng_state);
+		/* it is a bigint in the spool, and its low bits are the version */
+		batcher_shared->incarnation &= UINT64CONST(0x7FFFFFFFFFFF0000);
+	} while (batcher_shared->incarnation == 0);
+
+	batcher_shared->area = place;
+	batcher_shared->area_size = area_size();
+	/* children inherit the handle: not in the postmaster's own context */
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	made = dsa_create_in_place(place, area_size(), tranche_area, NULL);
+	MemoryContextSwitchTo(old);
+	dsa_pin(made);
+	dsa_set_size_limit(made, area_size());
+
+	/* With one segment only, every address is this base and the pointer. */
+	probe = dsa_allocate(made, 8);
+	batcher_shared->area_base = (char *) dsa_get_address(made, probe) - probe;
+	dsa_free(made, probe);
+	area = made;
+
+	pg_atomic_init_u64(&batcher_shared->area_used, 0);
+	pg_atomic_init_u64(&batcher_shared->fate_bytes, 0);
+	pg_atomic_init_u32(&batcher_shared->launcher_proc, 0);
+	pg_atomic_init_u32(&batcher_shared->scan_wanted, 1);
+	pg_atomic_init_u32(&batcher_shared->stopping, 0);
+	ConditionVariableInit(&batcher_shared->room_cv);
+	ConditionVariableInit(&batcher_shared->worker_cv);
+	for (i = 0; i < BATCHER_SETTLED_CVS; i++)
+		ConditionVariableInit(&batcher_shared->settled_cv[i]);
+	for (i = 0; i < BATCHER_SLAB_PARKS; i++)
+		pg_atomic_init_u64(&batcher_shared->parked_slabs[i], 0);
+	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
+	{
+		pg_atomic_init_u32(&batcher_shared->workers[i].proc, 0);
+		pg_atomic_init_u32(&batcher_shared->workers[i].leave, 0);
+		pg_atomic_init_u32(&batcher_shared->workers[i].terminated, 0);
+	}
+}
+
+/* The postmaster ends; it is the last process that sees this memory. */
+static void
+save_on_exit(int code, Datum arg)
+{
+	if (code == 0 && save_at_exit)
+		save_at_exit();
+}
+
+static void
+startup_shmem(void)
+{
+	HASHCTL		ctl;
+	bool		found;
+	void	   *place;
+	bool		found_area;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	tranche_area = GetNamedLWLockTranche("BatcherArea")->lock.tranche;
+	batcher_tranche_lane = GetNamedLWLockTranche("BatcherLane")->lock.tranche;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+
+	batcher_shared = ShmemInitStruct("batcher", sizeof(BatcherShared), &found);
+	place = ShmemInitStruct("batcher area", area_size(), &found_area);
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(BatcherDatabaseKey);
+	ctl.entrysize = sizeof(BatcherSharedDatabase);
+	databases = ShmemInitHash("batcher databases", batcher_max_queues,
+							  batcher_max_queues, &ctl,
+							  HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	ctl.keysize = sizeof(BatcherQueueKey);
+	ctl.entrysize = sizeof(BatcherSharedQueue);
+	queues = ShmemInitHash("batcher queues", batcher_max_queues,
+						   batcher_max_queues, &ctl,
+						   HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	ctl.keysize = sizeof(BatcherChannelKey);
+	ctl.entrysize = sizeof(BatcherSharedChannel);
+	channels = ShmemInitHash("batcher channels", max_channels(),
+							 max_channels(), &ctl,
+							 HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+
+	if (!found)
+		init_root(place);
+	LWLockRelease(AddinShmemInitLock);
+
+	if (!IsUnderPostmaster)
+	{
+		on_shmem_exit(save_on_exit, (Datum) 0);
+		if (load_at_startup)
+			load_at_startup();
+	}
+}
+
+/*
+ * Install the hooks that request and make the shared memory.  From _PG_init,
+ * while shared_preload_libraries is processed.
+ */
+void
+batcher_shmem_install(void)
+{
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = request_shmem;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup_shmem;
+}
+
+/*
+ * Name what is to be called in the postmaster when the shared memory has been
+ * made, and when the postmaster ends in good order.  From _PG_init.
+ */
+void
+batcher_shmem_at_startup(void (*load) (void), void (*save) (void))
+{
+	load_at_startup = load;
+	save_at_exit = save;
+}
+
+/*
+ * Raise an error unless the library is preloaded.
+ */
+void
+batcher_shmem_require(void)
+{
+	if (batcher_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("batcher is not loaded at server start"),
+				 errhint("Add \"batcher\" to \"%s\" and restart the server.",
+						 "shared_preload_libraries")));
+}
+
+/*
+ * The area of the rows, attached for the life of this process.  The first
+ * call of a process allocates: never make it in a commit or abort callback.
+ */
+dsa_area *
+batcher_shmem_area(void)
+{
+	if (area == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		area = dsa_attach_in_place(batcher_shared->area, NULL);
+		dsa_pin_mapping(area);
+		on_shmem_exit(dsa_on_shmem_exit_release_in_place,
+					  PointerGetDatum(batcher_shared->area));
+		MemoryContextSwitchTo(old);
+	}
+	return area;
+}
+
+/*
+ * The shared state of a database, or NULL if there is none.  With 'create' it
+ * is made; an ERROR (53400) if there is no room for another.
+ */
+BatcherSharedDatabase *
+batcher_shmem_database(BatcherDatabaseKey key, bool create)
+{
+	BatcherSharedDatabase *db;
+	bool		found;
+
+	LWLockAcquire(&batcher_shared->lock, create ? LW_EXCLUSIVE : LW_SHARED);
+	db = hash_search(databases, &key, create ? HASH_ENTER_NULL : HASH_FIND,
+					 &found);
+	if (db && !found)
+	{
+		pg_atomic_init_u64(&db->generation, 1);
+		pg_atomic_init_u64(&db->next_number, 0);
+		pg_atomic_init_u64(&db->number_limit, 0);
+		pg_atomic_init_u64(&db->spool, 0);
+		pg_atomic_init_u32(&db->gone, 0);
+		pg_atomic_init_u32(&db->surveyed, 0);
+	}
+	LWLockRelease(&batcher_shared->lock);
+	if (create && db == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many databases use batcher"),
+				 errhint("Increase \"%s\" and restart the server.",
+						 "batcher.max_queues")));
+	return db;
+}
+
+/*
+ * The shared state of a queue, or NULL if it has none yet.
+ */
+BatcherSharedQueue *
+batcher_shmem_queue(BatcherQueueKey key)
+{
+	BatcherSharedQueue *queue;
+
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	queue = hash_search(queues, &key, HASH_FIND, NULL);
+	LWLockRelease(&batcher_shared->lock);
+	return queue;
+}
+
+/* Set up a queue's entry; the control lock is held. */
+static void
+init_queue(BatcherSharedQueue *queue, bool fresh)
+{
+	BatcherQueueKey key = queue->key;
+	BatcherSharedLane *lane = &queue->lane;
+	int			i;
+
+	memset(queue, 0, sizeof(*queue));
+	queue->key = key;
+	LWLockInitialize(&lane->lock, batcher_tranche_lane);
+	pg_atomic_init_u64(&lane->inbox, 0);
+	pg_atomic_init_u64(&lane->spill, fresh ? 0 :
+					   BATCHER_SPILL_SPILLED | BATCHER_SPILL_UNKNOWN);
+	pg_atomic_init_u64(&lane->npending, 0);
+	pg_atomic_init_u64(&lane->nbytes, 0);
+	pg_atomic_init_u64(&lane->wake_at, PG_UINT64_MAX);
+	pg_atomic_init_u32(&lane->armed, 0);
+	pg_atomic_init_u32(&lane->owner, 0);
+	pg_atomic_init_u32(&lane->frozen, 0);
+	pg_atomic_init_u32(&lane->flushing, 0);
+	pg_atomic_init_u64(&lane->settled, 0);
+	pg_atomic_init_u64(&lane->flush_upto, 0);
+	pg_atomic_init_u64(&lane->purge_upto, 0);
+	pg_atomic_init_u64(&lane->watch_upto, 0);
+	pg_atomic_init_u64(&lane->nflushed, 0);
+	pg_atomic_init_u64(&lane->npurged, 0);
+	pg_atomic_init_u64(&lane->nspilled, 0);
+	pg_atomic_init_u64(&lane->oldest_at, 0);
+	pg_atomic_init_u64(&lane->next_flush_at, 0);
+	pg_atomic_init_u64(&lane->retry_at, 0);
+	pg_atomic_init_u32(&lane->failures, 0);
+	pg_atomic_init_u32(&queue->paused, 0);
+	pg_atomic_init_u32(&queue->dropped, 0);
+	pg_atomic_init_u64(&queue->batch_number, 0);
+	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
+		pg_atomic_init_u64(&queue->counters[i], 0);
+}
+
+/*
+ * The shared state of a queue, made if it has none yet.  'fresh' says that
+ * the queue is just being created, so that the spool can hold no row of it.
+ * Returns NULL if there is no room for another queue.
+ */
+BatcherSharedQueue *
+batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
+{
+	BatcherSharedQueue *queue;
+	bool		found;
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	queue = hash_search(queues, &key, HASH_ENTER_NULL, &found);
+	if (queue && !found)
+		init_queue(queue, fresh);
+	LWLockRelease(&batcher_shared->lock);
+	return queue;
+}
+
+/*
+ * Forget a queue.  The caller has made sure that nobody will use the entry
+ * again and that its chunks are discarded.
+ */
+void
+batcher_shmem_queue_remove(BatcherQueueKey key)
+{
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	(void) hash_search(queues, &key, HASH_REMOVE, NULL);
+	LWLockRelease(&batcher_shared->lock);
+}
+
+/*
+ * Up to 'max' queues of one database, or of all if 'dboid' is InvalidOid, into
+ * 'list'; returns how many.  An entry stays valid as long as its queue exists.
+ */
+int
+batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list, int max)
+{
+	HASH_SEQ_STATUS status;
+	BatcherSharedQueue *queue;
+	int			n = 0;
+
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	hash_seq_init(&status, queues);
+	while ((queue = hash_seq_search(&status)) != NULL)
+	{
+		if ((dboid == InvalidOid || queue->key.db.dboid == dboid) && n < max)
+			list[n++] = queue;
+	}
+	LWLockRelease(&batcher_shared->lock);
+	return n;
+}
+
+/*
+ * Forget a database.  Its queues are forgotten already.
+ */
+void
+batcher_shmem_database_remove(BatcherDatabaseKey key)
+{
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	(void) hash_search(databases, &key, HASH_REMOVE, NULL);
+	LWLockRelease(&batcher_shared->lock);
+}
+
+/*
+ * The keys of up to 'max' databases into 'list'; returns how many.
+ */
+int
+batcher_shmem_database_list(BatcherDatabaseKey *list, int max)
+{
+	HASH_SEQ_STATUS status;
+	BatcherSharedDatabase *db;
+	int			n = 0;
+
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	hash_seq_init(&status, databases);
+	while ((db = hash_seq_search(&status)) != NULL)
+	{
+		if (n < max)
+			list[n++] = db->key;
+	}
+	LWLockRelease(&batcher_shared->lock);
+	return n;
+}
+
+/* Make room for a channel: the one unused for the longest time goes. */
+static void
+evict_channel(void)
+{
+	HASH_SEQ_STATUS status;
+	BatcherSharedChannel *channel;
+	BatcherChannelKey oldest;
+	uint64		oldest_at = PG_UINT64_MAX;
+
+	hash_seq_init(&status, channels);
+	while ((channel = hash_seq_search(&status)) != NULL)
+	{
+		uint64		used_at = pg_atomic_read_u64(&channel->used_at);
+
+		if (used_at < oldest_at)
+		{
+			oldest_at = used_at;
+			oldest = channel->key;
+		}
+	}
+	if (oldest_at != PG_UINT64_MAX)
+		(void) hash_search(channels, &oldest, HASH_REMOVE, NULL);
+}
+
+/*
+ * The count of a channel, made with a new epoch if there is none.  The caller
+ * holds the database's sender lock, and uses the entry only while it does: a
+ * sender of another database can evict an entry that was just used only when
+ * all others were used later.
+ */
+BatcherSharedChannel *
+batcher_shmem_channel(BatcherDatabaseKey db, const char *channel)
+{
+	BatcherSharedChannel *entry;
+	BatcherChannelKey key;
+	bool		found;
+
+	memset(&key, 0, sizeof(key));	/* padding is hashed too */
+	key.db = db;
+	strlcpy(key.channel, channel, sizeof(key.channel));
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	entry = hash_search(channels, &key, HASH_FIND, &found);
+	if (!found)
+	{
+		if (hash_get_num_entries(channels) >= max_channels())
+			evict_channel();
+		entry = hash_search(channels, &key, HASH_ENTER_NULL, &found);
+		if (entry && !found)
+		{
+			entry->epoch = pg_prng_uint64(&pg_global_prng_state);
+			entry->seq = 0;
+			pg_atomic_init_u64(&entry->used_at, 0);
+		}
+	}
+	if (entry)
+		pg_atomic_write_u64(&entry->used_at, GetCurrentTimestamp());
+	LWLockRelease(&batcher_shared->lock);
+	if (entry == NULL)
+		elog(ERROR, "could not count the messages of channel \"%s\"", channel);
+	return entry;
+}
+
+/*
+ * Set the latch of the process with this PGPROC number + 1; 0 is nobody.  A
+ * process that is gone, or another in its place, is woken for nothing.
+ */
+void
+batcher_shmem_wake_proc(uint32 proc)
+{
+	if (proc != 0)
+		SetLatch(&ProcGlobal->allProcs[proc - 1].procLatch);
+}
+
+/*
+ * Wake the launcher, if there is one.
+ */
+void
+batcher_shmem_wake_launcher(void)
+{
+	batcher_shmem_wake_proc(pg_atomic_read_u32(&batcher_shared->launcher_proc));
+}

@@ -1,0 +1,366 @@
+/*
+ * shmem.h
+ *	  The layout of batcher's shared memory, and who may touch what.
+ *
+ * Everything that processes share is laid out here and nowhere else:
+ *
+ *	 root		BatcherShared, one, with the array of worker slots
+ *	 databases	a hash table of BatcherSharedDatabase
+ *	 queues		a hash table of BatcherSharedQueue, each with its lane
+ *	 channels	a hash table of BatcherSharedChannel
+ *	 area		a DSA in place, of batcher.shared_memory_size: the rows
+ *
+ * All of it lies in the main segment, at the same address in each process, so
+ * plain pointers to it mean the same everywhere.  The area never grows a
+ * second segment, so a dsa_pointer is an offset from 'area_base'.
+ *
+ * Lock order, outermost first:
+ *	 heavyweight locks (the spool before targets)
+ *	 -> BatcherShared.lock (control)
+ *	 -> BatcherSharedLane.lock (never two)
+ *	 -> the locks inside the area
+ *	 -> atomics.
+ * Under an LWLock of ours there is no palloc, no catalog access, no SetLatch
+ * and no waiting; the one allocation is from the area.
+ */
+#ifndef BATCHER_SHMEM_H
+#define BATCHER_SHMEM_H
+
+#include "base/settings.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/itemptr.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "utils/dsa.h"
+#include "utils/timestamp.h"
+
+/* Longest name of a queue or a channel, in bytes. */
+#define BATCHER_NAME_MAX	(NAMEDATALEN - 1)
+
+/*
+ * A database that has the extension: identified by its OID and by that of the
+ * extension in it, so that a dropped and made again extension is another.
+ */
+typedef struct BatcherDatabaseKey
+{
+	Oid			dboid;
+	Oid			extoid;
+} BatcherDatabaseKey;
+
+/*
+ * What all backends share about one database.
+ *
+ * 'generation' grows at the commit of each change of a definition; whoever
+ * caches definitions compares it.  'next_number' gives tickets and chunk
+ * numbers, below 'number_limit', which the sequence batcher.number has
+ * persisted; see queue/number.c.  'spool' is the file number of the spool
+ * table in the upper and a version in the lower 32 bits; it is changed by
+ * workers only, which see that the table was rewritten.  'gone' is set when
+ * the extension or the database was dropped.  All of these are atomics.  The
+ * other members are protected by the control lock.
+ */
+typedef struct BatcherSharedDatabase
+{
+	BatcherDatabaseKey key;		/* hash key, must be first */
+	pg_atomic_uint64 generation;
+	pg_atomic_uint64 next_number;
+	pg_atomic_uint64 number_limit;
+	pg_atomic_uint64 spool;
+	pg_atomic_uint32 gone;
+	pg_atomic_uint32 surveyed;	/* a worker has looked through the spool since
+								 * the start of the server */
+} BatcherSharedDatabase;
+
+typedef struct BatcherQueueKey
+{
+	BatcherDatabaseKey db;
+	int32		queue_id;		/* of the definition */
+	int32		lane;			/* 0 */
+} BatcherQueueKey;
+
+/*
+ * Counters of a queue.  Atomics, each changed by whoever does the thing; read
+ * without a lock, so a reader may see one of a batch changed and another not
+ * yet.  Saved at a clean stop, in this order.
+ */
+typedef enum BatcherCounter
+{
+	BATCHER_ROWS_ENQUEUED,
+	BATCHER_ROWS_FLUSHED,
+	BATCHER_ROWS_RETRIED,
+	BATCHER_ROWS_PURGED,
+	BATCHER_ROWS_SPILLED,
+	BATCHER_BATCHES,
+	BATCHER_BATCHES_BY_SIZE,
+	BATCHER_BATCHES_BY_TIME,
+	BATCHER_BATCHES_FORCED,
+	BATCHER_BATCHES_IMMEDIATE,
+	BATCHER_BATCHES_FAILED,
+	BATCHER_MESSAGES_SENT,
+	BATCHER_MESSAGES_SAVED,
+	BATCHER_MESSAGES_DROPPED,
+	BATCHER_MESSAGE_BYTES,
+	BATCHER_FLUSH_TIME,			/* microseconds */
+	BATCHER_DEADLINE_MISSED,
+	BATCHER_LAST_FLUSH_AT,		/* a TimestampTz, 0: never */
+	BATCHER_STATS_RESET_AT,		/* a TimestampTz */
+	BATCHER_NUM_COUNTERS
+} BatcherCounter;
+
+/* The last error of a queue, as the views show it. */
+#define BATCHER_ERROR_MAX	256
+
+/*
+ * The spill word of a lane, one atomic: whether rows of it are in the spool
+ * and not in memory.
+ *
+ *	 bit 63		spilled: there may be such rows; all durable rows spill
+ *	 bit 62		unknown: nobody has looked through the spool since the start
+ *	 bits 40-61	how many transactions are just committing spilled rows
+ *	 bits 0-39	version, grows with each change
+ *
+ * A committer that spills adds itself and sets the bit before its commit
+ * record and takes itself off after it has become visible.  The worker clears
+ * the bits only by a compare-and-swap from a value that it read, with nobody
+ * committing, before it took the snapshot of a scan that found nothing.
+ */
+#define BATCHER_SPILL_SPILLED	(UINT64CONST(1) << 63)
+#define BATCHER_SPILL_UNKNOWN	(UINT64CONST(1) << 62)
+#define BATCHER_SPILL_ONE		(UINT64CONST(1) << 40)
+#define BATCHER_SPILL_COMMITTING (((UINT64CONST(1) << 22) - 1) << 40)
+#define BATCHER_SPILL_VERSION	((UINT64CONST(1) << 40) - 1)
+
+/*
+ * What all backends share about one lane of a queue.
+ *
+ * 'inbox' is the newest of a list of chunks that the owner has not taken yet:
+ * producers push by compare-and-swap, the owner takes the whole list by
+ * exchange while it holds 'lock' exclusively.  'taken_head' and 'taken_tail'
+ * are the list of chunks that the owner has taken, oldest first; only the
+ * owner changes it, under 'lock' exclusively, so that others may walk both
+ * lists under 'lock' in shared mode.  'owner' is changed under the control
+ * lock.  The rest are atomics.
+ */
+typedef struct BatcherSharedLane
+{
+	LWLock		lock;			/* tranche BatcherLane */
+	dsa_pointer taken_head;
+	dsa_pointer taken_tail;
+	pg_atomic_uint64 inbox;		/* dsa_pointer of the newest chunk */
+	pg_atomic_uint64 spill;		/* the spill word */
+	pg_atomic_uint64 npending;	/* rows in memory, committed, not settled */
+	pg_atomic_uint64 nbytes;	/* bytes of the area in use by its rows */
+	pg_atomic_uint64 wake_at;	/* npending at which a committer wakes the
+								 * owner, whatever 'armed' says */
+	pg_atomic_uint32 armed;		/* 1: the owner will look by itself within the
+								 * window */
+	pg_atomic_uint32 owner;		/* worker slot + 1; 0: nobody */
+	pg_atomic_uint32 frozen;	/* a transaction is about to drop the queue */
+	pg_atomic_uint32 flushing;	/* rows in the flush that runs now */
+	pg_atomic_uint64 settled;	/* every visible chunk with a smaller number is
+								 * settled */
+	pg_atomic_uint64 flush_upto;	/* chunks with a smaller number are wanted
+									 * now */
+	pg_atomic_uint64 purge_upto;	/* chunks with a smaller number are to be
+									 * thrown away */
+	pg_atomic_uint64 watch_upto;	/* somebody wants to know when chunks with a
+									 * smaller number are settled */
+	pg_atomic_uint64 nflushed;	/* rows flushed, never reset */
+	pg_atomic_uint64 npurged;	/* rows purged, never reset */
+	pg_atomic_uint64 nspilled;	/* rows in the spool only, as far as known */
+	pg_atomic_uint64 oldest_at; /* TimestampTz of the oldest waiting row that
+								 * the owner knows, 0: none */
+	pg_atomic_uint64 next_flush_at; /* TimestampTz, 0: none */
+	pg_atomic_uint64 retry_at;	/* TimestampTz: no flush before, 0: none */
+	pg_atomic_uint32 failures;	/* failed flushes in a row */
+} BatcherSharedLane;
+
+/* How the fates of settled tickets are kept: see queue/fate.c. */
+typedef struct BatcherSharedFates
+{
+	dsa_pointer oldest;
+	dsa_pointer newest;
+	uint64		ntickets;
+} BatcherSharedFates;
+
+/*
+ * What all backends share about one queue.
+ *
+ * 'name', 'owner_role', 'identity' and 'last_error' are protected by
+ * lane.lock, as is 'fates'; 'paused' and 'counters' are atomics.
+ */
+typedef struct BatcherSharedQueue
+{
+	BatcherQueueKey key;		/* hash key, must be first */
+	BatcherSharedLane lane;
+	char		name[NAMEDATALEN];
+	Oid			owner_role;
+	Oid			identity;		/* role whose worker may flush it; InvalidOid:
+								 * the superusers' */
+	pg_atomic_uint32 paused;
+	pg_atomic_uint32 dropped;	/* its drop has committed: a worker may take it
+								 * away; its lane stays frozen */
+	pg_atomic_uint64 batch_number;	/* of the last batch */
+	pg_atomic_uint64 counters[BATCHER_NUM_COUNTERS];
+	BatcherSharedFates fates;
+	TimestampTz last_error_at;	/* 0: none */
+	char		last_sqlstate[6];
+	char		last_error[BATCHER_ERROR_MAX];
+} BatcherSharedQueue;
+
+/*
+ * The count of messages of one channel.  Protected by the database's sender
+ * lock (a heavyweight one, batch/message.c), but for 'used_at', an atomic;
+ * entries are made and removed under the control lock.
+ */
+typedef struct BatcherChannelKey
+{
+	BatcherDatabaseKey db;
+	char		channel[NAMEDATALEN];
+} BatcherChannelKey;
+
+typedef struct BatcherSharedChannel
+{
+	BatcherChannelKey key;		/* hash key, must be first; zero-padded */
+	uint64		epoch;			/* random; when the count began */
+	uint64		seq;			/* of the last message */
+	pg_atomic_uint64 used_at;	/* TimestampTz */
+} BatcherSharedChannel;
+
+typedef enum BatcherWorkerState
+{
+	BATCHER_WORKER_FREE,
+	BATCHER_WORKER_STARTING,	/* registered, has not attached yet */
+	BATCHER_WORKER_RUNNING
+} BatcherWorkerState;
+
+/*
+ * One slot for a worker.
+ *
+ * Protected by the control lock, but for the atomics: 'proc' is the number of
+ * the worker's PGPROC + 1, so that a committer can set its latch without a
+ * lock (a stale one costs a spurious wake-up); 'leave' asks the worker to
+ * step aside; 'terminated' is set by its SIGTERM handler; 'flushing_since' is
+ * for the launcher and the views.  'generation' grows at each use.
+ */
+typedef struct BatcherSharedWorker
+{
+	BatcherWorkerState state;
+	uint64		generation;
+	BatcherDatabaseKey db;		/* extoid InvalidOid until it has attached */
+	Oid			identity;		/* see BatcherSharedQueue */
+	pid_t		pid;			/* 0 until it has attached */
+	TimestampTz registered_at;
+	TimestampTz since;			/* when 'queue' or idleness began */
+	int32		queue_id;		/* being flushed, 0: none */
+	int32		rows;			/* of the batch being flushed */
+	bool		idle_long;		/* has had nothing to do for a while */
+	pg_atomic_uint32 proc;
+	pg_atomic_uint32 leave;
+	pg_atomic_uint32 terminated;
+} BatcherSharedWorker;
+
+/*
+ * A database whose workers have stepped aside for a command that needs the
+ * database to itself; protected by the control lock.
+ */
+#define BATCHER_MAX_ASIDE	16
+
+typedef struct BatcherSharedAside
+{
+	Oid			dboid;			/* InvalidOid: unused */
+	int			pid;			/* of the backend that runs the command */
+} BatcherSharedAside;
+
+/*
+ * Those who wait for rows to be settled sleep here rather than at the queue,
+ * whose entry may go while they do.
+ */
+#define BATCHER_SETTLED_CVS	64
+
+/* How many partly filled slabs wait for the next backend. */
+#define BATCHER_SLAB_PARKS	64
+
+/*
+ * The root.  'lock' is the control lock; what it protects is said at each
+ * struct.  Written once before any other process exists: 'incarnation',
+ * 'area', 'area_base', 'area_size'.
+ */
+typedef struct BatcherShared
+{
+	LWLock		lock;			/* tranche Batcher */
+	uint64		incarnation;	/* random, never 0; low 16 bits are 0 */
+	void	   *area;			/* place of the DSA */
+	char	   *area_base;
+	Size		area_size;
+	pg_atomic_uint64 area_used; /* bytes given out */
+	pg_atomic_uint64 fate_bytes;	/* of these, for fates of tickets */
+	pg_atomic_uint32 launcher_proc; /* its PGPROC number + 1 */
+	pg_atomic_uint32 scan_wanted;	/* databases may have come: look */
+	pg_atomic_uint32 stopping;	/* the server is being stopped */
+	ConditionVariable room_cv;	/* memory became free */
+	ConditionVariable worker_cv;	/* a worker came or went */
+	ConditionVariable settled_cv[BATCHER_SETTLED_CVS];	/* by queue id: rows
+														 * were settled */
+	BatcherSharedAside aside[BATCHER_MAX_ASIDE];
+	pg_atomic_uint64 parked_slabs[BATCHER_SLAB_PARKS];	/* see queue/slab.c */
+	BatcherSharedWorker workers[BATCHER_MAX_WORKERS];
+} BatcherShared;
+
+extern BatcherShared *batcher_shared;	/* NULL: not preloaded */
+extern int	batcher_tranche_lane;
+
+extern void batcher_shmem_install(void);
+extern void batcher_shmem_require(void);
+extern dsa_area *batcher_shmem_area(void);
+extern void batcher_shmem_at_startup(void (*load) (void),
+									 void (*save) (void));
+
+extern BatcherSharedDatabase *batcher_shmem_database(BatcherDatabaseKey key,
+													 bool create);
+extern BatcherSharedQueue *batcher_shmem_queue(BatcherQueueKey key);
+extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
+													  bool fresh);
+extern void batcher_shmem_queue_remove(BatcherQueueKey key);
+extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
+									 int max);
+extern void batcher_shmem_database_remove(BatcherDatabaseKey key);
+extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
+extern BatcherSharedChannel *batcher_shmem_channel(BatcherDatabaseKey db,
+												   const char *channel);
+extern void batcher_shmem_wake_launcher(void);
+extern void batcher_shmem_wake_proc(uint32 proc);
+
+/* The address of something in the area. */
+static inline void *
+batcher_area_address(dsa_pointer p)
+{
+	return batcher_shared->area_base + p;
+}
+
+static inline dsa_pointer
+batcher_area_pointer(void *address)
+{
+	return (dsa_pointer) ((char *) address - batcher_shared->area_base);
+}
+
+static inline ConditionVariable *
+batcher_settled_cv(int32 queue_id)
+{
+	return &batcher_shared->settled_cv[(uint32) queue_id % BATCHER_SETTLED_CVS];
+}
+
+static inline void
+batcher_count(BatcherSharedQueue *queue, BatcherCounter counter, int64 n)
+{
+	(void) pg_atomic_fetch_add_u64(&queue->counters[counter], n);
+}
+
+static inline uint64
+batcher_counter(BatcherSharedQueue *queue, BatcherCounter counter)
+{
+	return pg_atomic_read_u64(&queue->counters[counter]);
+}
+
+#endif							/* BATCHER_SHMEM_H */

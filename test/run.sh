@@ -1,0 +1,214 @@
+#!/bin/bash
+#
+# run.sh [check|regress|isolation|tap]...: build the extension and test it.
+#
+# Without arguments all four parts are run:
+#   check      no warning by gcc and clang; includes point one way
+#   regress    test/sql against expected/, by pg_regress
+#   isolation  test/specs against expected/, by pg_isolation_regress
+#   tap        test/t, by PostgreSQL::Test::Cluster
+# The last line is "N passed, N failed"; the exit status is 1 if anything
+# failed.  See test/lib.sh for where the work is done and what is installed.
+#
+# The verdicts come from exit statuses.  The tested library has the debug
+# points that the TAP tests arm (src/base/debug.c); nobody else's has.
+
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+PASSED=0
+FAILED=0
+TESTED_FLAGS="-Werror -DBATCHER_DEBUG_POINTS"
+
+# A test that waits longer than this for something fails.
+export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-90}
+
+at_exit()
+{
+	# Left early: that is a failure, whatever was counted so far.
+	if [ "$1" -ne 0 ] && [ "$FAILED" -eq 0 ]; then
+		FAILED=1
+	fi
+	printf '%d passed, %d failed\n' "$PASSED" "$FAILED"
+	[ "$FAILED" -eq 0 ] || exit 1
+	exit 0
+}
+
+count() { PASSED=$((PASSED + $1)); FAILED=$((FAILED + $2)); }
+
+# verdict NAME STATUS [LOG]: count one check, and show why it failed.
+verdict()
+{
+	if [ "$2" -eq 0 ]; then
+		note "ok      $1"
+		count 1 0
+	else
+		note "FAILED  $1"
+		[ -z "${3:-}" ] || tail -n 60 "$3"
+		count 0 1
+	fi
+}
+
+# The first lines of a file that is there, with a title.
+show()
+{
+	[ -s "$1" ] || return 0
+	note "---- ${1#"$WORK"/}"
+	head -n "$2" "$1"
+}
+
+compile_with()
+{
+	local name=$1 status=0
+
+	shift
+	copy_source "$name"
+	build "$name" "$@" || status=$?
+	verdict "$name: no warnings" $status "$WORK/$name.log"
+}
+
+run_check()
+{
+	local status=0 clang
+
+	compile_with compile_gcc CC=gcc COPT=-Werror
+	# The flags that PostgreSQL was built with are gcc's; clang does not know
+	# all of them.
+	clang=$(command -v clang || compgen -c clang- | grep -E '^clang-[0-9]+$' |
+		sort -V | tail -n 1) || true
+	if [ -n "$clang" ]; then
+		compile_with compile_clang CC="$clang" COPT="-Werror \
+			-Wno-unknown-warning-option -Wno-ignored-optimization-argument \
+			-Wno-ignored-attributes"
+	else
+		verdict "compile_clang: there is no clang" 1
+	fi
+	PG_CONFIG=$PGBIN/pg_config "$ROOT/test/check_includes.sh" >"$WORK/includes.log" || status=$?
+	verdict "includes point one way" $status "$WORK/includes.log"
+}
+
+# run_pg_regress PART PROGRAM TEST...: the two programs take the same options.
+run_pg_regress()
+{
+	local part=$1 program=$2 status=0 bad out
+
+	shift 2
+	[ $# -gt 0 ] || { note "no tests: $part"; return 0; }
+	out=$WORK/$part
+	as_pg mkdir "$out"
+	# Where they look for expected files before they look below --inputdir.
+	as_pg ln -s "$WORK/tested/expected" "$out/expected"
+	as_pg timeout -k 20 420 "$program" --bindir="$PGBIN" --dlpath="$out" \
+		--inputdir="$WORK/tested/test" --outputdir="$out" \
+		--temp-instance="$out/instance" \
+		--temp-config="$WORK/tested/test/extra.conf" \
+		--encoding=UTF8 --no-locale "$@" \
+		</dev/null >"$out.log" 2>&1 || status=$?
+	grep -E '(^test |^ +[a-z].*\.\.\. |^(not )?ok )' "$out.log" || true
+	if [ $status -eq 0 ]; then
+		count $# 0
+		return 0
+	fi
+	bad=$(grep -cE '\.\.\. FAILED|^not ok' "$out.log") || true
+	[ "$bad" -gt 0 ] && [ "$bad" -le $# ] || bad=$#
+	count $(($# - bad)) "$bad"
+	note "FAILED  $part (exit status $status)"
+	[ -s "$out/regression.diffs" ] || tail -n 20 "$out.log"
+	show "$out/regression.diffs" 400
+	grep -E 'PANIC|FATAL|TRAP|terminated by signal' \
+		"$out/log/postmaster.log" 2>/dev/null | tail -n 20 || true
+}
+
+names()
+{
+	(cd "$ROOT/test" && find "$1" -maxdepth 1 -name "*.$2" -printf '%f\n') |
+		sed "s/\.$2\$//" | LC_ALL=C sort
+}
+
+run_regress()
+{
+	run_pg_regress regress "$PGREGRESS" $(names sql sql)
+}
+
+run_isolation()
+{
+	run_pg_regress isolation \
+		"${PGREGRESS%/regress/pg_regress}/isolation/pg_isolation_regress" \
+		$(names specs spec)
+}
+
+run_tap()
+{
+	local files status=0 line
+
+	files=$(names t pl)
+	[ -n "$files" ] || { note "no tests: tap"; return 0; }
+	cat >"$WORK/harness.pl" <<'PERL'
+# Runs TAP tests, and says at the end how many assertions passed and failed.
+# A file that ended badly without one that failed counts as one.
+use strict;
+use warnings;
+use TAP::Harness;
+my ($lib, $counts, @files) = @ARGV;
+my $harness = TAP::Harness->new(
+	{ jobs => 2, lib => [$lib], timer => 1, failures => 1 });
+my $sum = $harness->runtests(map { [ "t/$_.pl", $_ ] } @files);
+my ($passed, $failed, @bad) = (0, 0);
+for my $name (sort @files)
+{
+	my ($p) = $sum->parsers($name);
+	$passed += $p->actual_passed;
+	my $n = $p->actual_failed;
+	$n = 1 if !$n && $p->has_problems;
+	$failed += $n;
+	push @bad, $name if $n;
+}
+open my $out, '>', $counts or die "$counts: $!";
+print $out "$passed $failed @bad\n";
+close $out or die "$counts: $!";
+exit($sum->all_passed ? 0 : 1);
+PERL
+	as_pg env -C "$WORK/tested/test" PATH="$PGBIN:$PATH" \
+		TESTDIR="$WORK/tested/test" PG_REGRESS="$PGREGRESS" \
+		timeout -k 20 660 perl "$WORK/harness.pl" \
+		"${PGREGRESS%/regress/pg_regress}/perl" "$WORK/tap_counts" $files \
+		</dev/null 2>&1 || status=$?
+	line=$(cat "$WORK/tap_counts" 2>/dev/null) || line="0 1"
+	set -- $line
+	count "$1" "$2"
+	[ $status -eq 0 ] || [ "$2" -gt 0 ] || count 0 1
+	shift 2
+	for line in "$@"; do
+		note "---- log of t/$line.pl"
+		grep -vE '^\[[^]]*\]\([0-9.]+s\) ok ' \
+			"$WORK/tested/test/tmp_check/log/regress_log_$line" 2>/dev/null |
+			tail -n 60 || true
+		grep -hE 'PANIC|TRAP|terminated by signal|could not|ERROR' \
+			"$WORK/tested/test/tmp_check/log/${line}_"*.log 2>/dev/null |
+			tail -n 20 || true
+	done
+	[ $status -eq 0 ] || note "FAILED  tap (exit status $status)"
+}
+
+[ $# -gt 0 ] || set -- check regress isolation tap
+for part; do
+	case $part in
+		check|regress|isolation|tap) ;;
+		*) die "unknown part \"$part\"" ;;
+	esac
+done
+
+ensure_packages libipc-run-perl clang
+prepare_work
+prepare_postgres
+for part; do
+	if [ "$part" != check ]; then
+		copy_source tested
+		build_and_install tested COPT="$TESTED_FLAGS"
+		break
+	fi
+done
+for part; do
+	note "== $part"
+	"run_$part"
+done
