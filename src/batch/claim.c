@@ -22,6 +22,7 @@
 #include "batch/batch.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 
 /* What the transaction in progress settles if it commits. */
@@ -45,14 +46,14 @@ batcher_claim_deleted(bool reset)
 	return n;
 }
 
-/* Group the rows of a batch by chunk. */
+/* Group the rows of a batch by chunk; what is made outlives the transaction. */
 static void
 make_claims(BatcherBatch *batch)
 {
 	int			i;
 
-	batch->claims = palloc_extended(batch->nrows * sizeof(BatcherClaim),
-									MCXT_ALLOC_HUGE);
+	batch->claims = MemoryContextAllocHuge(GetMemoryChunkContext(batch),
+										   batch->nrows * sizeof(BatcherClaim));
 	batch->nclaims = 0;
 	for (i = 0; i < batch->nrows; i++)
 	{
