@@ -4,7 +4,7 @@
 # src/README.md says?  Prints what does not, and exits with 1 if anything.
 #
 # Dependencies point one way:
-#   batcher.c -> worker, monitor, enqueue -> feed -> batch
+#   batcher.c -> worker, monitor (-> enqueue), enqueue -> feed -> batch
 #             -> catalog -> queue -> shmem -> base
 # where enqueue and batch never meet.  Some server headers are for certain
 # rooms only.
@@ -27,7 +27,8 @@ allowed()
 		batch) echo catalog queue shmem base ;;
 		feed) echo batch catalog queue shmem base ;;
 		enqueue) echo feed catalog queue shmem base ;;
-		monitor|worker) echo feed batch catalog queue shmem base ;;
+		monitor) echo enqueue feed batch catalog queue shmem base ;;
+		worker) echo feed batch catalog queue shmem base ;;
 		.) echo worker monitor enqueue feed batch catalog queue shmem base ;;
 		batchctl) ;;
 		*) return 1 ;;

@@ -136,7 +136,7 @@ stop_listener
 note "A psql session that had said LISTEN received $(messages | wc -l) messages about $(rows_announced) rows"
 note "($flushed rows were flushed, in $batches batches).  The first of them:"
 note
-messages | head -n 3 | sed 's/^/    /'
+messages | sed -n '1,3s/^/    /p'
 note
 if [ "$wrong" -eq 0 ] && [ "$(rows_announced)" -ne "$flushed" ]; then
 	note "The messages do not speak of every row: that is an error."

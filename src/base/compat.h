@@ -18,6 +18,9 @@
 #error "batcher needs PostgreSQL 15 or newer"
 #endif
 
+/* The major of this server, for what only the same major can read. */
+#define BATCHER_SERVER_MAJOR PG_MAJORVERSION_NUM
+
 /* 16 renamed the file identity of a relation. */
 #if PG_VERSION_NUM >= 160000
 #define batcher_relation_filenumber(rel) ((rel)->rd_locator.relNumber)

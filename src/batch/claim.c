@@ -238,17 +238,23 @@ settle(BatcherLaneView *view, BatcherBatch *batch)
 	bool		purged = batch->reason == BATCHER_REASON_PURGE;
 	uint64		from_memory = 0;
 	uint64		from_spool = 0;
+	int64		nvolatile = 0;
 	int			i;
 
 	for (i = 0; i < batch->nclaims; i++)
 	{
 		BatcherClaim *claim = &batch->claims[i];
+		int			n = mark_claim(batch, claim);
 
 		if (claim->chunk->flags & BATCHER_CHUNK_PRIVATE)
-			from_spool += mark_claim(batch, claim);
+			from_spool += n;
 		else
-			from_memory += mark_claim(batch, claim);
+			from_memory += n;
+		if (!(claim->chunk->flags & BATCHER_CHUNK_DURABLE))
+			nvolatile += n;
 	}
+	if (nvolatile > 0)
+		batcher_shmem_add_volatile(-nvolatile);
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, from_memory);
 	(void) pg_atomic_fetch_sub_u64(&lane->nspilled, from_spool);
 	(void) pg_atomic_fetch_add_u64(purged ? &lane->npurged : &lane->nflushed,

@@ -63,12 +63,14 @@ batcher_spool_open(LOCKMODE lockmode)
 
 /*
  * The home of tuples whose chunks are in this shared memory, for the spool's
- * current version.
+ * current version.  It differs between databases, because CREATE DATABASE can
+ * copy a spool.
  */
 uint64
 batcher_spool_home(uint32 version)
 {
-	return batcher_shared->incarnation + (version & 0xFFFF);
+	return (batcher_shared->incarnation ^ ((uint64) MyDatabaseId << 16)) +
+		(version & 0xFFFF);
 }
 
 /*

@@ -46,7 +46,4 @@ extern void batcher_room_wait(BatcherTarget *target, Size size);
 /* wait.c */
 extern bool batcher_wait_is_blocked_by_us(BatcherSharedQueue *queue);
 
-/* true in a worker while it flushes: set by batch/flush.c's caller */
-extern bool batcher_in_flush;
-
 #endif							/* BATCHER_ENQUEUE_H */

@@ -530,6 +530,8 @@ end_transaction(bool commit)
 		}
 		if (lane->spilling)
 			batcher_lane_spill_end(&queue->lane);
+		if (commit && !lane->durable)
+			batcher_shmem_add_volatile(lane->nmemory);
 		if (commit)
 			batcher_count(queue, BATCHER_ROWS_ENQUEUED,
 						  lane->nmemory + lane->nspilled);

@@ -25,8 +25,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
-bool		batcher_in_flush = false;
-
 /* How far a chain of blockers is followed. */
 #define MAX_BLOCKERS	256
 

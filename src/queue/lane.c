@@ -358,6 +358,9 @@ batcher_lane_discard(BatcherSharedQueue *queue)
 		BatcherChunk *chunk = batcher_area_address(p);
 
 		p = chunk->next;
+		if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED &&
+			!(chunk->flags & BATCHER_CHUNK_DURABLE))
+			batcher_shmem_add_volatile(-(int64) chunk->nlive);
 		batcher_slab_unref(chunk);
 	}
 	pg_atomic_write_u64(&lane->npending, 0);

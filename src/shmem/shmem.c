@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "base/compat.h"
 #include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "port/pg_crc32c.h"
@@ -21,6 +22,7 @@
 
 BatcherShared *batcher_shared = NULL;
 int			batcher_tranche_lane = 0;
+bool		batcher_in_flush = false;
 
 static int	tranche_area = 0;
 static HTAB *databases = NULL;
@@ -120,7 +122,10 @@ init_root(void *place)
 	for (i = 0; i < BATCHER_SETTLED_CVS; i++)
 		ConditionVariableInit(&batcher_shared->settled_cv[i]);
 	for (i = 0; i < BATCHER_SLAB_PARKS; i++)
+	{
 		pg_atomic_init_u64(&batcher_shared->parked_slabs[i], 0);
+		pg_atomic_init_u64(&batcher_shared->volatile_rows[i], 0);
+	}
 	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
 	{
 		pg_atomic_init_u32(&batcher_shared->workers[i].proc, 0);
@@ -129,12 +134,17 @@ init_root(void *place)
 	}
 }
 
-/* The postmaster ends; it is the last process that sees this memory. */
+/*
+ * The postmaster ends, or makes shared memory anew after a crash; it is the
+ * last process that sees this memory.
+ */
 static void
 save_on_exit(int code, Datum arg)
 {
 	if (code == 0 && save_at_exit)
 		save_at_exit();
+	else
+		batcher_shmem_report_lost();
 }
 
 static void
@@ -474,6 +484,38 @@ batcher_shmem_channel(BatcherDatabaseKey db, const char *channel)
 	if (entry == NULL)
 		elog(ERROR, "could not count the messages of channel \"%s\"", channel);
 	return entry;
+}
+
+/*
+ * Count rows of non-durable queues that have been committed, or, negative,
+ * that have been settled.  In several places, so that committers do not meet
+ * in one.
+ */
+void
+batcher_shmem_add_volatile(int64 nrows)
+{
+	int			place = MyProc ? batcher_my_proc_number() : 0;
+
+	(void) pg_atomic_fetch_add_u64(&batcher_shared->volatile_rows[place % BATCHER_SLAB_PARKS],
+								   nrows);
+}
+
+/*
+ * Log how many rows of non-durable queues are lost with this memory.  In the
+ * postmaster, perhaps after a crash: looks at counters only.
+ */
+void
+batcher_shmem_report_lost(void)
+{
+	int64		lost = 0;
+	int			i;
+
+	for (i = 0; i < BATCHER_SLAB_PARKS; i++)
+		lost += (int64) pg_atomic_read_u64(&batcher_shared->volatile_rows[i]);
+	if (lost > 0)
+		ereport(LOG,
+				(errmsg("batcher: %lld rows of non-durable queues are lost",
+						(long long) lost)));
 }
 
 /*

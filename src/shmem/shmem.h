@@ -305,11 +305,16 @@ typedef struct BatcherShared
 														 * were settled */
 	BatcherSharedAside aside[BATCHER_MAX_ASIDE];
 	pg_atomic_uint64 parked_slabs[BATCHER_SLAB_PARKS];	/* see queue/slab.c */
+	pg_atomic_uint64 volatile_rows[BATCHER_SLAB_PARKS]; /* the sum is how many
+														 * committed rows of
+														 * non-durable queues
+														 * wait */
 	BatcherSharedWorker workers[BATCHER_MAX_WORKERS];
 } BatcherShared;
 
 extern BatcherShared *batcher_shared;	/* NULL: not preloaded */
 extern int	batcher_tranche_lane;
+extern bool batcher_in_flush;	/* this process is a worker that flushes */
 
 extern void batcher_shmem_install(void);
 extern void batcher_shmem_require(void);
@@ -330,6 +335,8 @@ extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
 extern BatcherSharedChannel *batcher_shmem_channel(BatcherDatabaseKey db,
 												   const char *channel);
 extern void batcher_shmem_wake_launcher(void);
+extern void batcher_shmem_add_volatile(int64 nrows);
+extern void batcher_shmem_report_lost(void);
 extern void batcher_shmem_wake_proc(uint32 proc);
 
 /* The address of something in the area. */

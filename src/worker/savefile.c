@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "access/xlog.h"
+#include "base/compat.h"
 #include "common/controldata_utils.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -75,7 +76,7 @@ batcher_savefile_header(BatcherSavedHeader *header, uint64 system_identifier,
 	memset(header, 0, sizeof(BatcherSavedHeader));
 	header->magic = BATCHER_SAVED_MAGIC;
 	header->format = BATCHER_SAVED_FORMAT;
-	header->server_version = PG_MAJORVERSION_NUM;
+	header->server_version = BATCHER_SERVER_MAJOR;
 	header->ncounters = BATCHER_NUM_COUNTERS;
 	header->queue_size = sizeof(BatcherSavedQueue);
 	header->chunk_size = sizeof(BatcherSavedChunk);
@@ -303,6 +304,8 @@ save_at_stop(void)
 		return;
 	if (read_control(&control))
 		write_file(&control);
+	else
+		batcher_shmem_report_lost();
 }
 
 /*

@@ -196,6 +196,7 @@ restore_chunk(SavedReader *reader, BatcherSharedQueue *queue)
 	(void) pg_atomic_fetch_add_u64(&queue->lane.npending, saved.nrows);
 	(void) pg_atomic_fetch_add_u64(&queue->lane.nbytes,
 								   batcher_chunk_bytes(chunk));
+	batcher_shmem_add_volatile(saved.nrows);
 	reader->nrows += saved.nrows;
 	return true;
 }

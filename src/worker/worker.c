@@ -28,7 +28,6 @@
 #include "base/compat.h"
 #include "base/debug.h"
 #include "batch/batch.h"
-#include "enqueue/enqueue.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
