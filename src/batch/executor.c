@@ -203,11 +203,23 @@ check_statement_kind(const char *sql)
 			 errmsg("flush statement must be INSERT, UPDATE, DELETE, MERGE or SELECT")));
 }
 
-/* Context of errors in the statement. */
+/*
+ * Context of errors in the statement when it is checked.  A position that
+ * the parser gave is one in the statement, not in what the client sent.
+ */
 static void
-flush_error_context(void *arg)
+check_error_context(void *arg)
 {
-	errcontext("flush statement of queue \"%s\"", (const char *) arg);
+	const BatcherQueueDef *def = arg;
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(def->flush_sql);
+	}
+	errcontext("flush statement of queue \"%s\"", def->name);
 }
 
 /*
@@ -224,8 +236,8 @@ batcher_executor_check(const BatcherQueueDef *def)
 
 	if (def->flush_sql == NULL)
 		return;
-	context.callback = flush_error_context;
-	context.arg = def->name;
+	context.callback = check_error_context;
+	context.arg = unconstify(BatcherQueueDef *, def);
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 	check_statement_kind(def->flush_sql);
@@ -343,18 +355,12 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
 	const BatcherQueueDef *def = view->def;
 	int			timeout = (int) Min(Max(def->options.flush_timeout, 1),
 									INT_MAX / 2);
-	ErrorContextCallback context;
 	SPIExecuteOptions options;
 	Tuplestorestate *store;
 	TupleDesc	desc;
 	Identity	before;
 	SPIPlanPtr	plan;
 	int			result;
-
-	context.callback = flush_error_context;
-	context.arg = def->name;
-	context.previous = error_context_stack;
-	error_context_stack = &context;
 
 	SPI_connect();
 	desc = batch_desc();
@@ -378,5 +384,4 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
 	restore_identity(&before);
 	SPI_finish();
 	batcher_executor_forget_session();
-	error_context_stack = context.previous;
 }

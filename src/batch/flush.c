@@ -203,7 +203,6 @@ recover_from_failure(BatcherLaneView *view, BatcherBatch *batch,
 	if (strcmp(view->logged_sqlstate,
 			   unpack_sql_state(edata->sqlerrcode)) != 0)
 	{
-		errcontext("flush of queue \"%s\"", view->def->name);
 		EmitErrorReport();
 		strlcpy(view->logged_sqlstate, unpack_sql_state(edata->sqlerrcode),
 				sizeof(view->logged_sqlstate));
@@ -217,6 +216,12 @@ recover_from_failure(BatcherLaneView *view, BatcherBatch *batch,
 	RESUME_INTERRUPTS();
 }
 
+static void
+flush_error_context(void *arg)
+{
+	errcontext("flush of queue \"%s\"", (const char *) arg);
+}
+
 /* Try to flush one batch in a transaction of its own. */
 static FlushResult
 try_batch(BatcherLaneView *view, BatcherBatch *batch)
@@ -225,11 +230,16 @@ try_batch(BatcherLaneView *view, BatcherBatch *batch)
 	BatcherSharedLane *lane = &view->queue->lane;
 	TimestampTz started = batcher_clock_now();
 	volatile FlushResult result = FLUSH_DONE;
+	ErrorContextCallback context;
 
+	context.callback = flush_error_context;
+	context.arg = view->def->name;
+	context.previous = error_context_stack;
 	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);
 	pg_atomic_write_u32(&lane->flushing, batch->nrows);
 	PG_TRY();
 	{
+		error_context_stack = &context;
 		SetCurrentStatementStartTimestamp();
 		pgstat_report_activity(STATE_RUNNING, view->def->flush_sql ?
 							   view->def->flush_sql :
@@ -244,6 +254,7 @@ try_batch(BatcherLaneView *view, BatcherBatch *batch)
 			batcher_debug_point("committed");
 			finish_batch(view, batch, started);
 		}
+		error_context_stack = context.previous;
 	}
 	PG_CATCH();
 	{
