@@ -12,6 +12,7 @@
 #include "catalog/pg_database.h"
 #include "commands/vacuum.h"
 #include "utils/acl.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 
 #if PG_VERSION_NUM < 150000

@@ -29,7 +29,7 @@
 
 static bool check_channel(const char *text, char **why);
 static void report_unknown_name(const char *name,
-								int len) pg_attribute_noreturn();
+								int len);
 
 static const BatcherOptionEnum when_full_values[] = {
 	{"spill", BATCHER_FULL_SPILL},

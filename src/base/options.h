@@ -102,7 +102,7 @@ extern bool batcher_option_parse_json(const BatcherOption *option,
 									  BatcherOptionValue *result, char **why);
 extern void batcher_option_refuse(const BatcherOption *option,
 								  JsonbValue *value,
-								  const char *why) pg_attribute_noreturn();
+								  const char *why);
 extern char *batcher_option_clip(const char *text, int len);
 extern const char *batcher_option_type_name(BatcherOptionType type);
 extern char *batcher_option_limit(const BatcherOption *option, bool upper);

@@ -10,7 +10,7 @@
  * noted is flushed, the next scan looks for what was spilled since; one that
  * finds nothing returns the lane to memory (batcher_lane_spill_clear).
  *
- * What is noted takes 16 bytes a tuple.  Of a spool with more tuples than
+ * What is noted takes 24 bytes a tuple.  Of a spool with more tuples than
  * MAX_ENTRIES the oldest are noted, and the next scan finds the others.
  *
  * A reading that cannot go on (the table was rewritten, a tuple is gone)
@@ -22,6 +22,7 @@
 #include "access/xact.h"
 #include "batch/batch.h"
 #include "miscadmin.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -30,11 +31,23 @@
 /* Rows are read ahead up to so many bytes. */
 #define READ_AHEAD		(4 * 1024 * 1024)
 
+/*
+ * One tuple.  Tuples that one large transaction sealed have a group, and come
+ * at the place of its last number, in the order of their own.
+ */
 typedef struct Entry
 {
+	uint64		order;			/* where it comes */
 	uint64		number;
 	ItemPointerData tid;
 } Entry;
+
+/* The largest number of a group; until the scan has ended, so far. */
+typedef struct Group
+{
+	uint64		group;			/* hash key */
+	uint64		last;
+} Group;
 
 struct BatcherReadback
 {
@@ -112,7 +125,7 @@ batcher_readback_settled(BatcherLaneView *view, uint64 upto)
 		return true;
 	/* the chunks that were read have been looked at by the caller */
 	return rb != NULL && rb->scanned_upto >= upto &&
-		(rb->next < rb->nentries ? rb->entries[rb->next].number >= upto :
+		(rb->next < rb->nentries ? rb->entries[rb->next].order >= upto :
 		 !rb->partial);
 }
 
@@ -153,6 +166,8 @@ compare_entries(const void *a, const void *b)
 	const Entry *ea = a;
 	const Entry *eb = b;
 
+	if (ea->order != eb->order)
+		return ea->order < eb->order ? -1 : 1;
 	return ea->number < eb->number ? -1 : ea->number > eb->number;
 }
 
@@ -163,7 +178,50 @@ typedef struct LaneScan
 	int32		queue_id;
 	uint64		home;
 	int64		nrows;
+	HTAB	   *groups;			/* NULL: none seen */
 } LaneScan;
+
+/* Note that a group has a tuple with this number. */
+static void
+note_group(LaneScan *scan, uint64 group, uint64 number)
+{
+	Group	   *entry;
+	bool		found;
+
+	if (scan->groups == NULL)
+	{
+		HASHCTL		ctl;
+
+		memset(&ctl, 0, sizeof(ctl));
+		ctl.keysize = sizeof(uint64);
+		ctl.entrysize = sizeof(Group);
+		ctl.hcxt = scan->rb->cxt;
+		scan->groups = hash_create("batcher groups", 64, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(scan->groups, &group, HASH_ENTER, &found);
+	if (!found || number > entry->last)
+		entry->last = number;
+}
+
+/* Put the entries in order, as far as it is known. */
+static void
+sort_entries(LaneScan *scan)
+{
+	BatcherReadback *rb = scan->rb;
+	int			i;
+
+	for (i = 0; scan->groups && i < rb->nentries; i++)
+	{
+		Entry	   *entry = &rb->entries[i];
+		Group	   *group = hash_search(scan->groups, &entry->order, HASH_FIND,
+										NULL);
+
+		if (group)
+			entry->order = group->last;
+	}
+	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+}
 
 static void
 visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
@@ -177,7 +235,7 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 	if (rb->nentries == 2 * MAX_ENTRIES)
 	{
 		/* keep the older half */
-		qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+		sort_entries(scan);
 		rb->nentries = MAX_ENTRIES;
 		rb->partial = true;
 	}
@@ -192,6 +250,12 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 										rb->allocated * sizeof(Entry));
 	}
 	rb->entries[rb->nentries].number = entry->number;
+	rb->entries[rb->nentries].order = entry->number;
+	if ((int64) entry->home < 0)
+	{
+		rb->entries[rb->nentries].order = (uint64) -(int64) entry->home;
+		note_group(scan, (uint64) -(int64) entry->home, entry->number);
+	}
 	rb->entries[rb->nentries].tid = entry->tid;
 	rb->nentries++;
 }
@@ -206,7 +270,7 @@ scan_spool(BatcherLaneView *view, Relation spool, uint64 home)
 											  "batcher readback",
 											  ALLOCSET_DEFAULT_SIZES);
 	BatcherReadback *rb = MemoryContextAllocZero(cxt, sizeof(BatcherReadback));
-	LaneScan	scan = {rb, view->queue->key.queue_id, home, 0};
+	LaneScan	scan = {rb, view->queue->key.queue_id, home, 0, NULL};
 	Snapshot	snapshot;
 
 	rb->cxt = cxt;
@@ -217,7 +281,9 @@ scan_spool(BatcherLaneView *view, Relation spool, uint64 home)
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	batcher_spool_scan(spool, snapshot, visit_entry, &scan);
 	UnregisterSnapshot(snapshot);
-	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+	sort_entries(&scan);
+	if (scan.groups)
+		hash_destroy(scan.groups);
 	pg_atomic_write_u64(&lane->nspilled, scan.nrows);
 	batcher_lane_spill_known(lane);
 	if (rb->nentries == 0)

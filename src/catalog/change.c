@@ -37,7 +37,9 @@ typedef enum ChangeKind
 {
 	CHANGE_CREATED,				/* the entry goes if rolled back */
 	CHANGE_FROZEN,				/* the lane thaws, unless dropped */
-	CHANGE_DROPPED				/* the entry may go if committed */
+	CHANGE_DROPPED,				/* the entry may go if committed */
+	CHANGE_EXTENSION_CREATED,	/* nobody else has the database's entry yet */
+	CHANGE_EXTENSION_DROPPED	/* the database's entry goes if committed */
 } ChangeKind;
 
 typedef struct Change
@@ -45,7 +47,8 @@ typedef struct Change
 	struct Change *next;
 	ChangeKind	kind;
 	int			level;			/* nesting level of the transaction */
-	BatcherSharedQueue *queue;
+	BatcherSharedQueue *queue;	/* or NULL, and then: */
+	BatcherSharedDatabase *db;
 } Change;
 
 /* Of the current transaction; in TopTransactionContext, which frees them. */
@@ -53,8 +56,9 @@ static Change *changes = NULL;
 static int	changed_level = 0;	/* lowest level that changed definitions, 0:
 								 * none */
 static BatcherSharedDatabase *changed_db = NULL;
-static int	dropped_level = 0;	/* the same, that dropped the extension */
-static BatcherSharedDatabase *dropped_db = NULL;
+
+/* An extension that was just made, and whose script has not come to us yet. */
+static Oid	created_extension = InvalidOid;
 
 static object_access_hook_type prev_object_access_hook = NULL;
 
@@ -67,21 +71,9 @@ note_level(int *level)
 		*level = current;
 }
 
-/*
- * Definitions were changed in this transaction.
- */
-void
-batcher_change_note(void)
-{
-	if (batcher_shared == NULL)
-		return;
-	changed_db = batcher_catalog_database();
-	note_level(&changed_level);
-	batcher_change_local++;
-}
-
 static void
-add_change(ChangeKind kind, BatcherSharedQueue *queue)
+add_change(ChangeKind kind, BatcherSharedQueue *queue,
+		   BatcherSharedDatabase *db)
 {
 	Change	   *change = MemoryContextAlloc(TopTransactionContext,
 											sizeof(Change));
@@ -92,8 +84,29 @@ add_change(ChangeKind kind, BatcherSharedQueue *queue)
 	change->kind = kind;
 	change->level = GetCurrentTransactionNestLevel();
 	change->queue = queue;
+	change->db = db;
 	change->next = changes;
 	changes = change;
+}
+
+/*
+ * Definitions were changed in this transaction.  The script of the extension
+ * changes them too; until that is committed no worker would find it.
+ */
+void
+batcher_change_note(void)
+{
+	if (batcher_shared == NULL)
+		return;
+	changed_db = batcher_catalog_database();
+	if (changed_db->key.extoid == created_extension)
+	{
+		add_change(CHANGE_EXTENSION_CREATED, NULL, changed_db);
+		pg_atomic_write_u32(&changed_db->uncommitted, 1);
+		created_extension = InvalidOid;
+	}
+	note_level(&changed_level);
+	batcher_change_local++;
 }
 
 /*
@@ -102,7 +115,7 @@ add_change(ChangeKind kind, BatcherSharedQueue *queue)
 void
 batcher_change_note_created(BatcherSharedQueue *queue)
 {
-	add_change(CHANGE_CREATED, queue);
+	add_change(CHANGE_CREATED, queue, NULL);
 }
 
 /*
@@ -112,7 +125,7 @@ batcher_change_note_created(BatcherSharedQueue *queue)
 void
 batcher_change_note_dropped(BatcherSharedQueue *queue)
 {
-	add_change(CHANGE_DROPPED, queue);
+	add_change(CHANGE_DROPPED, queue, NULL);
 }
 
 /*
@@ -123,7 +136,7 @@ batcher_change_note_dropped(BatcherSharedQueue *queue)
 void
 batcher_change_freeze(BatcherSharedQueue *queue)
 {
-	add_change(CHANGE_FROZEN, queue);
+	add_change(CHANGE_FROZEN, queue, NULL);
 	(void) pg_atomic_fetch_add_u32(&queue->lane.frozen, 1);
 	pg_memory_barrier();
 }
@@ -166,6 +179,16 @@ end_changes(bool commit, int level)
 					batcher_shmem_queue_remove(queue->key);
 				}
 				break;
+			case CHANGE_EXTENSION_CREATED:
+				if (!commit)
+					pg_atomic_write_u32(&change->db->gone, 1);
+				pg_memory_barrier();
+				pg_atomic_write_u32(&change->db->uncommitted, 0);
+				break;
+			case CHANGE_EXTENSION_DROPPED:
+				if (commit)
+					pg_atomic_write_u32(&change->db->gone, 1);
+				break;
 		}
 	}
 }
@@ -193,19 +216,18 @@ change_xact_callback(XactEvent event, void *arg)
 
 	if (!commit && event != XACT_EVENT_ABORT)
 		return;
-	if (changes == NULL && !changed_level && !dropped_level)
+	created_extension = InvalidOid;
+	if (changes == NULL && !changed_level)
 		return;
 
 	/* the generation first: who finds a lane not frozen has seen it */
 	if (commit && changed_level)
 		(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
-	if (commit && dropped_level)
-		pg_atomic_write_u32(&dropped_db->gone, 1);
 	end_changes(commit, 0);
 	batcher_change_local++;
 	wake_workers();
 	changes = NULL;
-	changed_level = dropped_level = 0;
+	changed_level = 0;
 }
 
 /* What a level noted goes to its parent, or away. */
@@ -227,7 +249,6 @@ change_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 	if (!commit && event != SUBXACT_EVENT_ABORT_SUB)
 		return;
 	end_level(&changed_level, commit, current);
-	end_level(&dropped_level, commit, current);
 	if (!commit)
 	{
 		end_changes(false, current);
@@ -237,25 +258,27 @@ change_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 		change->level = Min(change->level, current - 1);
 }
 
-/* Notice when the extension is dropped, by whatever command. */
+/* Notice when the extension is made, or dropped by whatever command. */
 static void
 note_extension(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 			   void *arg)
 {
 	BatcherDatabaseKey key;
+	BatcherSharedDatabase *db;
 
 	if (prev_object_access_hook)
 		prev_object_access_hook(access, classId, objectId, subId, arg);
-	if (access != OAT_DROP || classId != ExtensionRelationId)
+	if (classId != ExtensionRelationId || batcher_shared == NULL)
 		return;
-	if (batcher_shared == NULL ||
-		objectId != get_extension_oid("batcher", true))
+	if (access == OAT_POST_CREATE)
+		created_extension = objectId;
+	if (access != OAT_DROP || objectId != get_extension_oid("batcher", true))
 		return;
 	key.dboid = MyDatabaseId;
 	key.extoid = objectId;
-	dropped_db = batcher_shmem_database(key, false);
-	if (dropped_db)
-		note_level(&dropped_level);
+	db = batcher_shmem_database(key, false);
+	if (db)
+		add_change(CHANGE_EXTENSION_DROPPED, NULL, db);
 }
 
 /*

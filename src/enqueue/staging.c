@@ -47,6 +47,7 @@ typedef struct StagedLane
 	bool		durable;
 	bool		has_private;	/* some rows are not in the area */
 	bool		spilling;		/* batcher_lane_spill_begin was called */
+	uint64		group;			/* number of the first sealed chunk, 0: none */
 	bool		urgent;
 	int			open;			/* index of the chunk to add to, or -1 */
 	Size		bytes;			/* in the area */
@@ -221,6 +222,17 @@ enqueuer_name(Oid role)
 }
 
 /*
+ * The home of tuples that a lane spills: nowhere, or, where the transaction
+ * has sealed chunks, its group of tuples, which are read back together at the
+ * place of the last of them: the one that PRE_COMMIT numbers.
+ */
+static uint64
+spilled_home(const StagedLane *lane)
+{
+	return (uint64) -(int64) lane->group;
+}
+
+/*
  * Write a chunk to the spool now and let go of its memory.  Its rows are read
  * back after the commit.
  */
@@ -237,7 +249,10 @@ seal_chunk(StagedChunk *staged)
 	ItemPointerData tid;
 
 	chunk->number = batcher_number_take(batcher_catalog_database());
-	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0, 0,
+	if (lane->group == 0)
+		lane->group = chunk->number;
+	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
+						spilled_home(lane),
 						enqueuer_name(chunk->enqueued_by), &tid);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cxt);
@@ -354,7 +369,10 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts)
 	}
 	if (row == NULL)
 	{
-		staged = &chunks[begin_chunk(target, index, size)];
+		int			chunk_index = begin_chunk(target, index, size);
+
+		/* the arrays may have moved */
+		staged = &chunks[chunk_index];
 		lane = &lanes[index];
 		row = batcher_chunk_add(staged->chunk, NULL, parts, size);
 	}
@@ -437,7 +455,8 @@ write_spool(BatcherSharedDatabase *db)
 			continue;
 		}
 		batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
-							lane->spilling ? 0 : batcher_spool_home(version),
+							lane->spilling ? spilled_home(lane) :
+							batcher_spool_home(version),
 							enqueuer_name(chunk->enqueued_by), &chunk->tid);
 		chunk->flags |= BATCHER_CHUNK_DURABLE;
 		chunk->spool_version = version;

@@ -273,6 +273,7 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 		pg_atomic_init_u64(&db->number_limit, 0);
 		pg_atomic_init_u64(&db->spool, 0);
 		pg_atomic_init_u32(&db->gone, 0);
+		pg_atomic_init_u32(&db->uncommitted, 0);
 		pg_atomic_init_u32(&db->surveyed, 0);
 	}
 	LWLockRelease(&batcher_shared->lock);

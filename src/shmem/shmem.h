@@ -57,8 +57,10 @@ typedef struct BatcherDatabaseKey
  * persisted; see queue/number.c.  'spool' is the file number of the spool
  * table in the upper and a version in the lower 32 bits; it is changed by
  * workers only, which see that the table was rewritten.  'gone' is set when
- * the extension or the database was dropped.  All of these are atomics.  The
- * other members are protected by the control lock.
+ * the extension or the database was dropped.  'uncommitted' is set while the
+ * transaction that made the extension is open: no worker would find it yet.
+ * All of these are atomics.  The other members are protected by the control
+ * lock.
  */
 typedef struct BatcherSharedDatabase
 {
@@ -68,6 +70,7 @@ typedef struct BatcherSharedDatabase
 	pg_atomic_uint64 number_limit;
 	pg_atomic_uint64 spool;
 	pg_atomic_uint32 gone;
+	pg_atomic_uint32 uncommitted;
 	pg_atomic_uint32 surveyed;	/* a worker has looked through the spool since
 								 * the start of the server */
 } BatcherSharedDatabase;

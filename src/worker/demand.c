@@ -274,7 +274,7 @@ batcher_demand_worker_ended(int slot, bool attached)
 	}
 
 	demand = enter_demand(copy->db.dboid, copy->identity);
-	if (copy->leave || absent ||
+	if (copy->leave || copy->terminated || (absent && launch->visit) ||
 		(attached && batcher_turn.now >=
 		 batcher_clock_add_ms(launch->started_at, SHORT_LIFE_MS)))
 	{

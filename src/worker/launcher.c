@@ -352,6 +352,9 @@ check_databases(void)
 		BatcherSharedDatabase *db = batcher_shmem_database(key, false);
 		int			slot;
 
+		if (db && pg_atomic_read_u32(&db->uncommitted))
+			continue;
+		pg_read_barrier();
 		if (db && !pg_atomic_read_u32(&db->gone) &&
 			batcher_database_list_find(key.dboid))
 		{
