@@ -123,8 +123,12 @@ batcher_readback_settled(BatcherLaneView *view, uint64 upto)
 
 	if (!batcher_lane_spilled(&view->queue->lane))
 		return true;
-	/* the chunks that were read have been looked at by the caller */
-	return rb != NULL && rb->scanned_upto >= upto &&
+	/*
+	 * The chunks that were read have been looked at by the caller.  The scan
+	 * must have begun after 'upto' was drawn, which moved the next number
+	 * beyond it.
+	 */
+	return rb != NULL && rb->scanned_upto > upto &&
 		(rb->next < rb->nentries ? rb->entries[rb->next].order >= upto :
 		 !rb->partial);
 }

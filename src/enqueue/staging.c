@@ -48,6 +48,7 @@ typedef struct StagedLane
 	bool		has_private;	/* some rows are not in the area */
 	bool		spilling;		/* batcher_lane_spill_begin was called */
 	uint64		group;			/* number of the first sealed chunk, 0: none */
+	int			nnumbered;		/* chunks before this index have numbers */
 	bool		urgent;
 	int			open;			/* index of the chunk to add to, or -1 */
 	Size		bytes;			/* in the area */
@@ -232,6 +233,23 @@ spilled_home(const StagedLane *lane)
 	return (uint64) -(int64) lane->group;
 }
 
+/* Number the chunks of a lane before 'end' that have no number yet. */
+static void
+number_chunks(BatcherSharedDatabase *db, int lane_index, int end)
+{
+	StagedLane *lane = &lanes[lane_index];
+	int			i;
+
+	for (i = lane->nnumbered; i < end; i++)
+	{
+		BatcherChunk *chunk = chunks[i].chunk;
+
+		if (chunks[i].lane == lane_index && chunk && chunk->number == 0)
+			chunk->number = batcher_number_take(db);
+	}
+	lane->nnumbered = end;
+}
+
 /*
  * Write a chunk to the spool now and let go of its memory.  Its rows are read
  * back after the commit.
@@ -248,7 +266,9 @@ seal_chunk(StagedChunk *staged)
 	MemoryContext old = MemoryContextSwitchTo(cxt);
 	ItemPointerData tid;
 
-	chunk->number = batcher_number_take(batcher_catalog_database());
+	/* what was enqueued before comes before, even if it is not sealed */
+	number_chunks(batcher_catalog_database(), staged->lane,
+				  staged - chunks + 1);
 	if (lane->group == 0)
 		lane->group = chunk->number;
 	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
@@ -495,7 +515,7 @@ prepare_commit(void)
 	}
 	for (i = 0; i < nchunks; i++)
 	{
-		if (chunks[i].chunk)
+		if (chunks[i].chunk && chunks[i].chunk->number == 0)
 			chunks[i].chunk->number = batcher_number_take(db);
 	}
 	if (durable)
@@ -618,7 +638,10 @@ staging_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 		while (nchunks > 0 && chunks[nchunks - 1].level >= level)
 			release_chunk(&chunks[--nchunks]);
 		for (i = 0; i < nlanes; i++)
+		{
 			lanes[i].open = -1;
+			lanes[i].nnumbered = Min(lanes[i].nnumbered, nchunks);
+		}
 		if (locked_level >= level)
 		{
 			/* the lock goes with the level that took it, as did all rows */
