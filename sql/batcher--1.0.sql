@@ -83,7 +83,8 @@ REVOKE ALL ON FUNCTION batcher.arrived() FROM PUBLIC;
 COMMENT ON FUNCTION batcher.arrived() IS
 'trigger: hold what a restore brings, skip what logical replication brings';
 
-CREATE TRIGGER arrived BEFORE INSERT ON batcher.queue_definition
+CREATE TRIGGER arrived
+    BEFORE INSERT OR UPDATE OR DELETE ON batcher.queue_definition
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.queue_definition ENABLE ALWAYS TRIGGER arrived;
 CREATE TRIGGER arrived BEFORE INSERT ON batcher.spool

@@ -4,7 +4,8 @@
  *
  * The setting batcher.debug_points is a comma-separated list of name=action.
  * Actions: 'wait' (until the file batcher_debug_NAME.go appears in the data
- * directory; batcher_debug_NAME.waiting appears when the point is reached),
+ * directory, which it takes away; batcher_debug_NAME.waiting is there while
+ * it waits),
  * 'kill' (SIGKILL to this process), 'error' (an ERROR, SQLSTATE XX000),
  * 'fatal' (a FATAL).  Critical places cannot take an ERROR: a test names only
  * those that can.  Files rather than locks, because several points lie where
@@ -34,7 +35,7 @@ batcher_debug_define(void)
 							   GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
 }
 
-/* Wait until the test lets this point go. */
+/* Wait until the test lets this point go; the next one waits again. */
 static void
 wait_for_go(const char *name)
 {
@@ -51,6 +52,7 @@ wait_for_go(const char *name)
 	while (stat(go, &st) != 0)
 		usleep(2000);
 	(void) unlink(waiting);
+	(void) unlink(go);
 }
 
 /*

@@ -291,8 +291,8 @@ describe_values(const BatcherOption *option)
 			kind = "a size";
 			break;
 		case BATCHER_OPTION_TEXT:
-			kind = "a text";
-			break;
+			return psprintf("a text of %.0f to %.0f bytes",
+							option->min, option->max);
 		case BATCHER_OPTION_ENUM:
 			initStringInfo(&buf);
 			for (const BatcherOptionEnum *e = option->values; e->name; e++)

@@ -68,7 +68,8 @@ typedef struct BatcherLaneView
 	bool		undecided;		/* the last look met a COMMITTING chunk */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
-	char		logged_sqlstate[6]; /* of the failure that was logged last */
+	void		(*report) (BatcherSharedQueue *queue, int rows);	/* says what
+																 * is flushed */
 } BatcherLaneView;
 
 /* gather.c */
@@ -90,6 +91,7 @@ extern void batcher_settle_resync(BatcherLaneView *view, Relation spool);
 extern void batcher_executor_check(const BatcherQueueDef *def);
 extern void batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch);
 extern void batcher_executor_reset(BatcherLaneView *view);
+extern bool batcher_executor_overtime(void);
 extern void batcher_executor_forget_session(void);
 extern void batcher_executor_install(void);
 
@@ -98,6 +100,8 @@ extern void batcher_message_add(BatcherLaneView *view, BatcherBatch *batch);
 extern void batcher_message_send(void);
 extern void batcher_message_notify(BatcherLaneView *view,
 								   BatcherBatch *batch);
+extern bool batcher_message_wanted(const BatcherQueueDef *def);
+extern void batcher_message_recover(BatcherLaneView *view);
 extern void batcher_message_install(void);
 
 /* readback.c */
@@ -115,5 +119,6 @@ extern double batcher_schedule_retry_delay(int failures, double random);
 
 /* flush.c */
 extern bool batcher_flush_lane(BatcherLaneView *view, bool draining);
+extern void batcher_flush_install(void);
 
 #endif							/* BATCHER_BATCH_H */

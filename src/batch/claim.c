@@ -259,6 +259,9 @@ settle(BatcherLaneView *view, BatcherBatch *batch)
 	(void) pg_atomic_fetch_sub_u64(&lane->nspilled, from_spool);
 	(void) pg_atomic_fetch_add_u64(purged ? &lane->npurged : &lane->nflushed,
 								   batch->nrows);
+	if (!purged && batch->nrows > 0 && view->def->flush_sql &&
+		batcher_message_wanted(view->def))
+		(void) pg_atomic_fetch_add_u32(&lane->unsent, 1);
 	batcher_count(queue, purged ? BATCHER_ROWS_PURGED : BATCHER_ROWS_FLUSHED,
 				  batch->nrows);
 }

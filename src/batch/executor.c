@@ -18,11 +18,14 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/debug.h"
 #include "batch/batch.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
@@ -49,6 +52,7 @@ struct BatcherExecutor
 };
 
 static TimeoutId overtime_timeout = MAX_TIMEOUTS;
+static volatile sig_atomic_t overtime = false;
 
 /* What is to be restored after the owner's code. */
 typedef struct Identity
@@ -222,6 +226,23 @@ check_error_context(void *arg)
 	errcontext("flush statement of queue \"%s\"", def->name);
 }
 
+/* Refuse a statement over what only the session sees that gave it. */
+static void
+refuse_temporary(SPIPlanPtr plan)
+{
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+	ListCell   *lc;
+
+	foreach(lc, source->relationOids)
+	{
+		if (get_rel_persistence(lfirst_oid(lc)) == RELPERSISTENCE_TEMP)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("flush statement must not use temporary relation \"%s\"",
+							get_rel_name(lfirst_oid(lc)))));
+	}
+}
+
 /*
  * Check the statement of a definition by planning it as the owner; raises the
  * error that the statement has.
@@ -248,6 +269,7 @@ batcher_executor_check(const BatcherQueueDef *def)
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s",
 			 SPI_result_code_string(SPI_result));
+	refuse_temporary(plan);
 	cached = SPI_plan_get_cached_plan(plan);
 	if (cached)
 		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
@@ -318,9 +340,19 @@ batcher_executor_reset(BatcherLaneView *view)
 static void
 end_overtime(void)
 {
+	overtime = true;
 	ProcDiePending = true;
 	InterruptPending = true;
 	SetLatch(MyLatch);
+}
+
+/*
+ * Whether this process ends because a flush outlived its timeout.
+ */
+bool
+batcher_executor_overtime(void)
+{
+	return overtime;
 }
 
 /*

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -37,6 +38,9 @@ typedef enum FlushResult
 	FLUSH_AGAIN,				/* nothing was done: look again */
 	FLUSH_FAILED
 } FlushResult;
+
+/* The lane that is being flushed, or NULL. */
+static BatcherLaneView *flushing_view = NULL;
 
 static void
 make_constraints_immediate(void)
@@ -146,24 +150,27 @@ finish_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started)
 	{
 		pg_atomic_write_u32(&lane->failures, 0);
 		pg_atomic_write_u64(&lane->retry_at, 0);
-		view->logged_sqlstate[0] = '\0';
 	}
 	if (batch->reason == BATCHER_REASON_IMMEDIATE && view->nimmediate > 0)
 		view->nimmediate = -1;	/* count anew */
-	batcher_settle_tidy(view, batch);
+	/* counted before anybody who waits can see that it is over */
 	report_batch(view, batch, started, batcher_clock_now());
+	batcher_settle_tidy(view, batch);
 	if (view->def->flush_sql && batch->reason != BATCHER_REASON_PURGE)
 		batcher_message_add(view, batch);
 }
 
-/* The flush has failed with 'edata': remember why, and when to try again. */
-static void
-note_failure(BatcherLaneView *view, BatcherBatch *batch, ErrorData *edata)
+/*
+ * A flush of 'nrows' rows has failed: remember why, and when to try again.
+ * True if the failure before it, with no success since, was of another kind.
+ */
+static bool
+note_failure(BatcherLaneView *view, int nrows, const char *sqlstate,
+			 const char *message)
 {
 	BatcherSharedQueue *queue = view->queue;
 	BatcherSharedLane *lane = &queue->lane;
-	const char *sqlstate = unpack_sql_state(edata->sqlerrcode);
-	const char *message = edata->message ? edata->message : "";
+	bool		is_new;
 	int			len = pg_mbcliplen(message, strlen(message),
 								   BATCHER_ERROR_MAX - 1);
 	int			failures = pg_atomic_add_fetch_u32(&lane->failures, 1);
@@ -175,14 +182,16 @@ note_failure(BatcherLaneView *view, BatcherBatch *batch, ErrorData *edata)
 	pg_atomic_write_u64(&lane->retry_at, batcher_clock_add_ms(now, delay));
 	view->forced_upto = pg_atomic_read_u64(&lane->flush_upto);
 	batcher_count(queue, BATCHER_BATCHES_FAILED, 1);
-	batcher_count(queue, BATCHER_ROWS_RETRIED, batch ? batch->nrows : 0);
+	batcher_count(queue, BATCHER_ROWS_RETRIED, nrows);
 
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	is_new = failures == 1 || strcmp(queue->last_sqlstate, sqlstate) != 0;
 	queue->last_error_at = now;
 	strlcpy(queue->last_sqlstate, sqlstate, sizeof(queue->last_sqlstate));
 	memcpy(queue->last_error, message, len);
 	queue->last_error[len] = '\0';
 	LWLockRelease(&lane->lock);
+	return is_new;
 }
 
 /*
@@ -196,23 +205,20 @@ recover_from_failure(BatcherLaneView *view, BatcherBatch *batch,
 	ErrorData  *edata;
 
 	HOLD_INTERRUPTS();
+	LWLockReleaseAll();			/* before we take one of ours */
 	MemoryContextSwitchTo(cxt);
 	edata = CopyErrorData();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	if (strcmp(view->logged_sqlstate,
-			   unpack_sql_state(edata->sqlerrcode)) != 0)
-	{
+	if (note_failure(view, batch ? batch->nrows : 0,
+					 unpack_sql_state(edata->sqlerrcode),
+					 edata->message ? edata->message : ""))
 		EmitErrorReport();
-		strlcpy(view->logged_sqlstate, unpack_sql_state(edata->sqlerrcode),
-				sizeof(view->logged_sqlstate));
-	}
 	FlushErrorState();
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(cxt);
 	batcher_executor_forget_session();
 	batcher_executor_reset(view);
-	note_failure(view, batch, edata);
 	RESUME_INTERRUPTS();
 }
 
@@ -237,6 +243,8 @@ try_batch(BatcherLaneView *view, BatcherBatch *batch)
 	context.previous = error_context_stack;
 	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);
 	pg_atomic_write_u32(&lane->flushing, batch->nrows);
+	view->report(view->queue, batch->nrows);
+	flushing_view = view;
 	PG_TRY();
 	{
 		error_context_stack = &context;
@@ -263,8 +271,28 @@ try_batch(BatcherLaneView *view, BatcherBatch *batch)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(cxt);
+	flushing_view = NULL;
 	pg_atomic_write_u32(&lane->flushing, 0);
 	return result;
+}
+
+/* The worker ends: a flush that outlived its timeout has failed. */
+static void
+note_overtime(int code, Datum arg)
+{
+	if (flushing_view && batcher_executor_overtime())
+		(void) note_failure(flushing_view,
+							pg_atomic_read_u32(&flushing_view->queue->lane.flushing),
+							"57014", "flush outlived its timeout, and its worker was ended");
+}
+
+/*
+ * Register what is done at the end of a worker.  A worker, once.
+ */
+void
+batcher_flush_install(void)
+{
+	before_shmem_exit(note_overtime, (Datum) 0);
 }
 
 /* Read back from the spool; a failure counts as one of the queue. */

@@ -301,6 +301,25 @@ gather_purge(BatcherLaneView *view)
 }
 
 /*
+ * Is a committed row at hand with a smaller number than 'upto'?  What came
+ * later is not flushed for who asked then, even if it is not published yet
+ * that his rows are settled.
+ */
+static bool
+has_rows_below(BatcherLaneView *view, uint64 upto)
+{
+	BatcherChunk *chunk;
+
+	for (chunk = first_chunk(view); chunk; chunk = next_chunk(view, chunk))
+	{
+		if (chunk->number < upto && chunk->nlive > 0 &&
+			pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED)
+			return true;
+	}
+	return false;
+}
+
+/*
  * The next batch of a lane, in the current context, if one is due; else NULL,
  * and view->deadline is when to look again.  'draining': everything is due.
  */
@@ -316,6 +335,7 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 		.below = PG_UINT64_MAX
 	};
 	BatcherBatch *batch;
+	bool		asked;
 	bool		forced;
 
 	view->deadline = BATCHER_NEVER;
@@ -330,8 +350,9 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 		return NULL;
 	}
 
-	forced = flush_upto > pg_atomic_read_u64(&lane->settled) &&
-		flush_upto > view->forced_upto;
+	/* who asks for a flush overrides a retry's delay once, not for ever */
+	asked = flush_upto > pg_atomic_read_u64(&lane->settled);
+	forced = asked && flush_upto > view->forced_upto;
 	if (retry_at > now && !forced && !draining)
 	{
 		view->deadline = retry_at;
@@ -357,7 +378,7 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 
 		pg_atomic_write_u64(&lane->oldest_at, batch->oldest_at);
 		pg_atomic_write_u64(&lane->next_flush_at, due);
-		if (forced || draining)
+		if (draining || (asked && has_rows_below(view, flush_upto)))
 			batch->reason = BATCHER_REASON_FORCED;
 		else if (batch->nrows >= options->flush_size)
 			batch->reason = BATCHER_REASON_SIZE;

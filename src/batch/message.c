@@ -24,6 +24,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
+#include "common/pg_prng.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -62,6 +63,7 @@ typedef struct GivenNumber
 	BatcherSharedQueue *queue;	/* NULL: dropped meanwhile */
 	int			count;			/* rows */
 	int			bytes;
+	bool		remembered;		/* counted in lane.unsent */
 } GivenNumber;
 
 /* Waiting to be sent; in a context of their own, which is reset then. */
@@ -87,6 +89,8 @@ message_xact_callback(XactEvent event, void *arg)
 			g->channel->seq = Max(g->channel->seq, g->seq);
 			if (g->queue == NULL)
 				continue;
+			if (g->remembered)
+				(void) pg_atomic_fetch_sub_u32(&g->queue->lane.unsent, 1);
 			batcher_count(g->queue, BATCHER_MESSAGES_SENT, 1);
 			batcher_count(g->queue, BATCHER_MESSAGES_SAVED, g->count - 1);
 			batcher_count(g->queue, BATCHER_MESSAGE_BYTES, g->bytes);
@@ -131,8 +135,11 @@ expand_channel(const BatcherQueueDef *def, char *channel)
 	pfree(s.data);
 }
 
-static bool
-wants_message(const BatcherQueueDef *def)
+/*
+ * Whether the batches of a queue are announced.
+ */
+bool
+batcher_message_wanted(const BatcherQueueDef *def)
 {
 	return def->options.notify_channel != NULL &&
 		def->options.notify_format != BATCHER_NOTIFY_NONE;
@@ -157,7 +164,7 @@ batcher_message_add(BatcherLaneView *view, BatcherBatch *batch)
 {
 	Message    *message;
 
-	if (!wants_message(view->def) || batch->nrows == 0)
+	if (!batcher_message_wanted(view->def) || batch->nrows == 0)
 		return;
 	message = MemoryContextAlloc(message_cxt, sizeof(Message));
 	fill_message(message, view, batch);
@@ -186,6 +193,7 @@ give_number(const Message *message)
 	number->queue = batcher_shmem_queue(message->queue);
 	number->count = message->count;
 	number->bytes = 0;
+	number->remembered = false;
 	slist_foreach(iter, &given)
 	{
 		GivenNumber *other = slist_container(GivenNumber, node, iter.cur);
@@ -254,7 +262,7 @@ summary_text(const Message *message, uint64 epoch, uint64 seq)
 
 /* Give a message its number and hand it to NOTIFY. */
 static void
-notify_one(const Message *message)
+notify_one(const Message *message, bool remembered)
 {
 	GivenNumber *number = give_number(message);
 	char	   *text = summary_text(message, number->channel->epoch,
@@ -263,6 +271,39 @@ notify_one(const Message *message)
 	Assert(strlen(text) <= MESSAGE_MAX);
 	Async_Notify(message->channel, text);
 	number->bytes = strlen(text);
+	number->remembered = remembered;
+}
+
+/*
+ * Messages of a queue are lost: its channel's count begins anew, so that
+ * whoever listens can tell.
+ */
+static void
+lose_messages(BatcherSharedQueue *queue, BatcherDatabaseKey db,
+			  const char *channel, int n)
+{
+	batcher_shmem_channel(db, channel)->epoch =
+		pg_prng_uint64(&pg_global_prng_state);
+	batcher_count(queue, BATCHER_MESSAGES_DROPPED, n);
+}
+
+/*
+ * The lane is ours now: messages that its last owner remembered, and did not
+ * send before it ended, are lost.
+ */
+void
+batcher_message_recover(BatcherLaneView *view)
+{
+	uint32		n = pg_atomic_exchange_u32(&view->queue->lane.unsent, 0);
+	char		channel[NAMEDATALEN];
+
+	if (n == 0 || !batcher_message_wanted(view->def))
+		return;
+	expand_channel(view->def, channel);
+	lose_messages(view->queue, view->queue->key.db, channel, n);
+	ereport(LOG,
+			(errmsg("%u messages of queue \"%s\" were lost with the worker that was to send them",
+					n, view->def->name)));
 }
 
 /* Count the messages that could not be sent. */
@@ -276,8 +317,10 @@ count_dropped(void)
 		Message    *message = dlist_container(Message, node, iter.cur);
 		BatcherSharedQueue *queue = batcher_shmem_queue(message->queue);
 
-		if (queue)
-			batcher_count(queue, BATCHER_MESSAGES_DROPPED, 1);
+		if (queue == NULL)
+			continue;
+		(void) pg_atomic_fetch_sub_u32(&queue->lane.unsent, 1);
+		lose_messages(queue, message->queue.db, message->channel, 1);
 	}
 }
 
@@ -298,7 +341,7 @@ send_in_transaction(void)
 		Message    *message = dlist_container(Message, node, iter.cur);
 
 		message->at = batcher_clock_now();
-		notify_one(message);
+		notify_one(message, true);
 	}
 	batcher_debug_point("notify");
 	CommitTransactionCommand();
@@ -349,9 +392,9 @@ batcher_message_notify(BatcherLaneView *view, BatcherBatch *batch)
 {
 	Message		message;
 
-	if (!wants_message(view->def))
+	if (!batcher_message_wanted(view->def))
 		return;
 	lock_sender();
 	fill_message(&message, view, batch);
-	notify_one(&message);
+	notify_one(&message, false);
 }

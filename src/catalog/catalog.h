@@ -48,6 +48,7 @@ extern const BatcherCatalog *batcher_catalog_find(bool missing_ok);
 extern BatcherSharedDatabase *batcher_catalog_database(void);
 extern uint64 batcher_number_take(BatcherSharedDatabase *db);
 extern void batcher_number_refill_early(BatcherSharedDatabase *db);
+extern void batcher_number_renew(BatcherSharedDatabase *db, uint64 upto);
 
 /* definition.c */
 extern BatcherQueueDef *batcher_definition_by_name(const char *name);
@@ -60,6 +61,7 @@ extern BatcherSharedQueue *batcher_definition_shared(const BatcherQueueDef *def)
 extern void batcher_definition_publish(const BatcherQueueDef *def,
 									   BatcherSharedQueue *queue);
 extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
+extern void batcher_definition_lock_name(const char *name);
 extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
 
 /* change.c: what a change of definitions does at commit */
@@ -87,6 +89,7 @@ extern void batcher_spool_write(Relation spool, int32 queue_id,
 extern bool batcher_spool_delete(Relation spool, ItemPointer tid,
 								 uint64 number, Buffer *pin);
 extern BatcherChunk *batcher_spool_read(Relation spool, HeapTuple tuple);
+extern uint64 batcher_spool_last_number(HeapTuple tuple, TupleDesc desc);
 extern BatcherChunk *batcher_spool_fetch(Relation spool, Snapshot snapshot,
 										 ItemPointer tid, uint64 number);
 extern int64 batcher_spool_delete_queue(int32 queue_id);

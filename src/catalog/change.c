@@ -56,6 +56,9 @@ static Change *changes = NULL;
 static int	changed_level = 0;	/* lowest level that changed definitions, 0:
 								 * none */
 static BatcherSharedDatabase *changed_db = NULL;
+static int	arrived_level = 0;	/* the same, into which a restore brought
+								 * something */
+static int	held_level = 0;		/* the same, that has held all queues for it */
 
 /* An extension that was just made, and whose script has not come to us yet. */
 static Oid	created_extension = InvalidOid;
@@ -220,6 +223,13 @@ change_xact_callback(XactEvent event, void *arg)
 	if (changes == NULL && !changed_level)
 		return;
 
+	/* what was restored is to be looked for, by who sees the generation */
+	if (commit && arrived_level)
+	{
+		batcher_shmem_database_unread(MyDatabaseId);
+		pg_atomic_write_u32(&changed_db->surveyed, 0);
+	}
+
 	/* the generation first: who finds a lane not frozen has seen it */
 	if (commit && changed_level)
 		(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
@@ -227,7 +237,7 @@ change_xact_callback(XactEvent event, void *arg)
 	batcher_change_local++;
 	wake_workers();
 	changes = NULL;
-	changed_level = 0;
+	changed_level = arrived_level = held_level = 0;
 }
 
 /* What a level noted goes to its parent, or away. */
@@ -249,6 +259,8 @@ change_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 	if (!commit && event != SUBXACT_EVENT_ABORT_SUB)
 		return;
 	end_level(&changed_level, commit, current);
+	end_level(&arrived_level, commit, current);
+	end_level(&held_level, commit, current);
 	if (!commit)
 	{
 		end_changes(false, current);
@@ -332,33 +344,55 @@ replace_columns(TriggerData *trigdata, int n, const char **names,
 }
 
 /*
- * Rows have come into the spool: hold every queue, and have the spool read.
- * The queues of a restored database are held as they arrive; this is for rows
- * that are restored into a database that had its queues already.
+ * A restore brings something: at the commit every lane counts as spilled, and
+ * the workers look through the spool.  Not before: who looks then finds
+ * nothing.
+ */
+static void
+note_arrival(void)
+{
+	if (batcher_shared == NULL)
+		return;
+	batcher_change_note();
+	note_level(&arrived_level);
+}
+
+/*
+ * Rows have come into the spool: hold every queue.  The queues of a restored
+ * database are held as they arrive; this is for rows that are restored into a
+ * database that had its queues already.
  */
 static void
 hold_all_queues(void)
 {
-	static LocalTransactionId done_in = InvalidLocalTransactionId;
 	ListCell   *lc;
 
-	if (done_in == batcher_my_lxid())
+	if (held_level)
 		return;
 	foreach(lc, batcher_definition_list())
 	{
 		BatcherQueueDef *def = lfirst(lc);
-		BatcherSharedQueue *queue;
 
-		queue = batcher_definition_shared(def);
-		if (queue)
-			batcher_lane_spill_mark(&queue->lane);
 		if (def->paused)
 			continue;
 		def->paused = true;
 		def->pause_reason = pstrdup("restored");
 		batcher_definition_update(def);
 	}
-	done_in = batcher_my_lxid();
+	note_level(&held_level);
+}
+
+/*
+ * A tuple of the spool has come: no number that it bears is given again.  The
+ * sequence is restored too, but maybe later.
+ */
+static void
+skip_numbers(TriggerData *trigdata)
+{
+	if (batcher_shared)
+		batcher_number_renew(batcher_catalog_database(),
+							 batcher_spool_last_number(trigdata->tg_trigtuple,
+													   RelationGetDescr(trigdata->tg_relation)) + 1);
 }
 
 PG_FUNCTION_INFO_V1(batcher_arrived);
@@ -367,8 +401,9 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  * Trigger on the definitions and the spool: a row has come that our own
  * functions did not write.
  *
- * What logical replication brings is skipped: the publisher flushes its rows
- * itself.  Everything else is a restore.  A restored queue is held (paused,
+ * What logical replication brings, changes or removes is skipped: the
+ * publisher flushes its rows itself, and its queues are not ours.  Everything
+ * else that comes is a restore.  A restored queue is held (paused,
  * reason "restored") until batch_resume, so that nothing is flushed before
  * its target is there; its owner is found by name then.  A restored tuple of
  * the spool is at home nowhere, so that it is read back.
@@ -387,10 +422,14 @@ batcher_arrived(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.arrived")));
-	if (batcher_definition_writing)
-		return PointerGetDatum(trigdata->tg_trigtuple);
-	if (IsLogicalWorker())
+	if (!batcher_definition_writing && IsLogicalWorker())
 		return PointerGetDatum(NULL);
+	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+		return PointerGetDatum(trigdata->tg_newtuple);
+	if (batcher_definition_writing ||
+		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		return PointerGetDatum(trigdata->tg_trigtuple);
+	note_arrival();
 
 	if (RelationGetRelid(trigdata->tg_relation) ==
 		batcher_catalog_find(false)->spool)
@@ -398,6 +437,7 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		const char *names[] = {"home"};
 
 		hold_all_queues();
+		skip_numbers(trigdata);
 		values[0] = Int64GetDatum(0);
 		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
 											   nulls));

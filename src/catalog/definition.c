@@ -16,6 +16,7 @@
 #include "catalog/catalog.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -331,6 +332,18 @@ batcher_definition_lock(int32 id, LOCKMODE lockmode)
 {
 	LockDatabaseObject(batcher_catalog_find(false)->queue_table, id, 0,
 					   lockmode);
+}
+
+/*
+ * Lock a name, so that of those who make a queue of that name the first is
+ * seen by the others, until the end of the transaction.
+ */
+void
+batcher_definition_lock_name(const char *name)
+{
+	LockDatabaseObject(batcher_catalog_find(false)->queue_table,
+					   hash_bytes((const unsigned char *) name, strlen(name)),
+					   1, ExclusiveLock);
 }
 
 /*

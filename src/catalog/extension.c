@@ -204,3 +204,22 @@ batcher_number_refill_early(BatcherSharedDatabase *db)
 		pg_atomic_read_u64(&db->number_limit))
 		refill_numbers(db);
 }
+
+/*
+ * The sequence may have been set to another value by a restore: use no number
+ * of those that are persisted, and none below 'upto'.
+ */
+void
+batcher_number_renew(BatcherSharedDatabase *db, uint64 upto)
+{
+	uint64		next;
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	next = pg_atomic_read_u64(&db->next_number);
+	while (next < upto &&
+		   !pg_atomic_compare_exchange_u64(&db->next_number, &next, upto))
+		;
+	pg_memory_barrier();
+	pg_atomic_write_u64(&db->number_limit, Max(next, upto));
+	LWLockRelease(&batcher_shared->lock);
+}

@@ -532,3 +532,24 @@ batcher_spool_count_queue(int32 queue_id)
 {
 	return visit_rows_of_queue(queue_id, false);
 }
+
+/*
+ * The greatest of the numbers in a tuple: its own and the tickets.
+ */
+uint64
+batcher_spool_last_number(HeapTuple tuple, TupleDesc desc)
+{
+	uint64		last = tuple_number(tuple, desc);
+	bool		isnull;
+	Datum		tickets = heap_getattr(tuple, COL_TICKETS, desc, &isnull);
+	Datum	   *elements;
+	int			n;
+
+	if (isnull)
+		return last;
+	deconstruct_array(DatumGetArrayTypeP(tickets), INT8OID, 8, true,
+					  TYPALIGN_DOUBLE, &elements, NULL, &n);
+	while (n-- > 0)
+		last = Max(last, (uint64) DatumGetInt64(elements[n]));
+	return last;
+}

@@ -88,7 +88,7 @@ get_texts(FunctionCallInfo fcinfo, int arg, const char *name, int expected,
 	if (n != expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" has %d elements, but \"payloads\" has %d",
+				 errmsg("number of %s (%d) does not match number of payloads (%d)",
 						name, n, expected)));
 }
 

@@ -81,6 +81,8 @@ batcher_room_wait(BatcherTarget *target, Size size)
 			break;
 		if (!flush_may_help(target))
 			raise_full(target,
+					   pg_atomic_read_u32(&target->queue->paused) ?
+					   "The queue is paused." :
 					   "No waiting row that could be flushed holds the memory.");
 		if (ms == 0)
 			raise_full(target,

@@ -38,6 +38,7 @@
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 /* One lane into which the transaction has enqueued. */
 typedef struct StagedLane
@@ -65,6 +66,8 @@ typedef struct StagedChunk
 	int			lane;
 	int			level;
 	int			nrows;			/* of a sealed one */
+	uint64		first_ticket;	/* the same */
+	uint64		last_ticket;
 	bool		pushed;
 } StagedChunk;
 
@@ -280,6 +283,8 @@ seal_chunk(StagedChunk *staged)
 
 	lane->has_private = true;
 	staged->nrows = chunk->nrows;
+	staged->first_ticket = chunk->first_ticket;
+	staged->last_ticket = chunk->first_ticket + staged->last->ticket;
 	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
 		pfree(batcher_private_chunk(chunk));
 	else
@@ -333,7 +338,7 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size)
 									   BATCHER_CHUNK_HEADER);
 	}
 	chunk->enqueued_by = GetUserId();
-	chunk->enqueued_at = GetCurrentStatementStartTimestamp();
+	chunk->enqueued_at = GetCurrentTransactionStartTimestamp();
 
 	staged = &chunks[nchunks];
 	staged->chunk = chunk;
@@ -422,7 +427,9 @@ batcher_staging_has_queue(BatcherSharedQueue *queue)
 }
 
 /*
- * Whether a ticket is of a row of the transaction that is still in memory.
+ * Whether a ticket is of a row of the transaction.  (Within a sealed chunk a
+ * ticket that another session was given counts too: that is not settled
+ * either, or its session knows better.)
  */
 bool
 batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
@@ -435,8 +442,15 @@ batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
 		BatcherChunk *chunk = chunks[i].chunk;
 		BatcherRow *row;
 
-		if (chunk == NULL || lanes[chunks[i].lane].queue != queue)
+		if (lanes[chunks[i].lane].queue != queue)
 			continue;
+		if (chunk == NULL)
+		{
+			if (ticket >= chunks[i].first_ticket &&
+				ticket <= chunks[i].last_ticket)
+				return true;
+			continue;
+		}
 		row = batcher_chunk_first(chunk);
 		for (j = 0; j < chunk->nrows; j++, row = batcher_row_next(row))
 		{
@@ -456,6 +470,8 @@ write_spool(BatcherSharedDatabase *db)
 	bool		known = batcher_spool_version(db, spool, &version);
 	int			i;
 
+	/* whoever may store out of line has to have one */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	for (i = 0; i < nchunks; i++)
 	{
 		StagedLane *lane = &lanes[chunks[i].lane];
@@ -486,7 +502,24 @@ write_spool(BatcherSharedDatabase *db)
 			release_chunk(&chunks[i]);
 		}
 	}
+	PopActiveSnapshot();
 	table_close(spool, NoLock);
+}
+
+/*
+ * Rows cannot be stored when their transaction has dropped the extension,
+ * even if it has made it anew.
+ */
+static void
+check_spool_is_there(void)
+{
+	const BatcherCatalog *catalog = batcher_catalog_find(true);
+
+	if (catalog == NULL || catalog->spool != locked_spool)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drop extension \"%s\" in a transaction that has enqueued rows",
+						"batcher")));
 }
 
 /* Everything of the commit that may fail. */
@@ -596,7 +629,10 @@ staging_xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 			if (nchunks > 0)
+			{
+				check_spool_is_there();
 				prepare_commit();
+			}
 			break;
 		case XACT_EVENT_COMMIT:
 			end_transaction(true);

@@ -143,8 +143,11 @@ is_settled(BatcherQueueKey key, uint64 upto)
 		pg_atomic_read_u64(&queue->lane.settled) >= upto;
 }
 
-/* One sleep of a waiting client; 40P01 if the flush waits for it. */
-static void
+/*
+ * One sleep of a waiting client; true if it was not woken.  40P01 if the
+ * flush waits for it.
+ */
+static bool
 sleep_for_worker(BatcherQueueKey key, long ms)
 {
 	static uint32 wait_event = 0;
@@ -156,7 +159,7 @@ sleep_for_worker(BatcherQueueKey key, long ms)
 		ms = DeadlockTimeout;
 	if (!ConditionVariableTimedSleep(batcher_settled_cv(key.queue_id), ms,
 									 wait_event))
-		return;
+		return false;
 	queue = batcher_shmem_queue(key);
 	if (queue && batcher_wait_is_blocked_by_us(queue))
 	{
@@ -170,6 +173,7 @@ sleep_for_worker(BatcherQueueKey key, long ms)
 				 errdetail("The flush of queue \"%s\" waits for this session, which waits for the flush.",
 						   name)));
 	}
+	return true;
 }
 
 /* Wait until everything below 'upto' is settled. */
@@ -191,7 +195,7 @@ wait_until_settled(BatcherQueueKey key, uint64 upto, TimestampTz end)
 		ms = batcher_clock_ms_until(end, batcher_clock_now());
 		if (ms == 0)
 			break;
-		sleep_for_worker(key, ms);
+		(void) sleep_for_worker(key, ms);
 	}
 	ConditionVariableCancelSleep();
 	return result;
@@ -279,7 +283,9 @@ batcher_flush(PG_FUNCTION_ARGS)
 		if (def->paused)
 		{
 			ereport(NOTICE,
-					(errmsg("queue \"%s\" is paused", def->name)));
+					(errmsg("queue \"%s\" is paused", def->name),
+					 def->pause_reason && strcmp(def->pause_reason, "paused") != 0 ?
+					 errdetail("Reason: %s.", def->pause_reason) : 0));
 			continue;
 		}
 		queue = batcher_definition_shared(def);
@@ -368,6 +374,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 	uint64		ticket;
 	uint64		upto;
 	BatcherFate fate = BATCHER_FATE_UNKNOWN;
+	bool		look = false;
 
 	batcher_shmem_require();
 	PreventCommandDuringRecovery("batch_wait()");
@@ -391,19 +398,25 @@ batcher_wait(PG_FUNCTION_ARGS)
 	{
 		BatcherSharedQueue *queue = batcher_shmem_queue(key);
 		bool		settled = is_settled(key, upto);
-		long		ms;
+		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
 
+		/*
+		 * Now and then look whether there is such a row at all, before its
+		 * fate, which is recorded before it leaves the lane.
+		 */
+		if (queue && (look || ms == 0) &&
+			!batcher_lane_may_have_ticket(&queue->lane, ticket))
+			settled = true;
 		if (queue)
 			fate = batcher_fate_find(queue, ticket);
 		if (fate != BATCHER_FATE_UNKNOWN || settled)
 			break;
-		ms = batcher_clock_ms_until(end, batcher_clock_now());
 		if (ms == 0)
 		{
 			ConditionVariableCancelSleep();
 			PG_RETURN_TEXT_P(cstring_to_text("pending"));
 		}
-		sleep_for_worker(key, ms);
+		look = sleep_for_worker(key, ms);
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_DATUM(fate_datum(fate));

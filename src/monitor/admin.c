@@ -50,6 +50,7 @@ batcher_admin_lookup(const char *name)
 static BatcherQueueDef *
 lookup_for_change(const char *name)
 {
+	PreventCommandDuringRecovery("changing a queue");
 	for (;;)
 	{
 		BatcherQueueDef *def = batcher_admin_lookup(name);
@@ -156,10 +157,12 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	BatcherQueueKey key;
 
 	batcher_shmem_require();
+	PreventCommandDuringRecovery("batch_create_queue()");
 	memset(&def, 0, sizeof(def));
 	def.name = queue_argument(fcinfo);
 	check_name(def.name);
 	refuse_target(fcinfo, 2, 3);
+	batcher_definition_lock_name(def.name);
 	if (batcher_definition_by_name(def.name))
 	{
 		if (!PG_ARGISNULL(5) && PG_GETARG_BOOL(5))
@@ -275,7 +278,8 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drop queue \"%s\" because rows wait in it",
 						def->name),
-				 errdetail("%lld rows wait.", (long long) waiting),
+				 errdetail_plural("%lld row waits.", "%lld rows wait.",
+								  (unsigned long) waiting, (long long) waiting),
 				 errhint("Flush or purge the queue, or drop it with force => true.")));
 	(void) batcher_spool_delete_queue(def->id);
 	batcher_definition_delete(def->id);
@@ -287,27 +291,30 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
  * A queue that was restored, or whose owner is gone, is found its owner by
  * name.
  */
-static void
-resolve_owner(BatcherQueueDef *def)
+static bool
+resolve_owner(BatcherQueueDef *def, int elevel)
 {
-	if (OidIsValid(def->owner))
-		return;
-	def->owner = get_role_oid(def->owner_name, true);
 	if (!OidIsValid(def->owner))
-		ereport(ERROR,
+		def->owner = get_role_oid(def->owner_name, true);
+	if (!OidIsValid(def->owner))
+		ereport(elevel,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("owner \"%s\" of queue \"%s\" does not exist",
 						def->owner_name, def->name)));
+	return OidIsValid(def->owner);
 }
 
-/* Hold a queue, or let it go. */
+/* Hold a queue, or let it go; 'elevel' is for one that has no owner. */
 static void
-set_paused(BatcherQueueDef *def, bool paused)
+set_paused(BatcherQueueDef *def, bool paused, int elevel)
 {
 	if (def->paused == paused)
 		return;
-	if (!paused)
-		resolve_owner(def);
+	if (!paused && !resolve_owner(def, elevel))
+		return;
+	if (!paused && batcher_shared && def->pause_reason &&
+		strcmp(def->pause_reason, "restored") == 0)
+		batcher_number_renew(batcher_catalog_database(), 0);
 	def->paused = paused;
 	def->pause_reason = paused ? pstrdup("paused") : NULL;
 	batcher_definition_update(def);
@@ -321,7 +328,7 @@ pause_or_resume(FunctionCallInfo fcinfo, bool paused)
 
 	if (!PG_ARGISNULL(0))
 	{
-		set_paused(lookup_for_change(queue_argument(fcinfo)), paused);
+		set_paused(lookup_for_change(queue_argument(fcinfo)), paused, ERROR);
 		return;
 	}
 	foreach(lc, batcher_definition_list())
@@ -329,7 +336,7 @@ pause_or_resume(FunctionCallInfo fcinfo, bool paused)
 		BatcherQueueDef *def = lfirst(lc);
 
 		if (batcher_monitor_may_manage(def) && def->paused != paused)
-			set_paused(lookup_for_change(def->name), paused);
+			set_paused(lookup_for_change(def->name), paused, WARNING);
 	}
 }
 

@@ -77,7 +77,7 @@ typedef struct BatcherChunk
 								 * list the newer one */
 	uint64		number;			/* given at PRE_COMMIT: the order of chunks */
 	uint64		first_ticket;
-	TimestampTz enqueued_at;	/* start of the statement that enqueued */
+	TimestampTz enqueued_at;	/* start of the transaction that enqueued */
 	TimestampTz committed_at;
 	pg_atomic_uint32 state;
 	Oid			enqueued_by;
@@ -150,6 +150,8 @@ extern void batcher_lane_wake(BatcherSharedQueue *queue);
 extern void batcher_lane_take(BatcherSharedLane *lane);
 extern void batcher_lane_sweep(BatcherSharedQueue *queue, int expected);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
+extern bool batcher_lane_may_have_ticket(BatcherSharedLane *lane,
+										 uint64 ticket);
 extern bool batcher_lane_wants_worker(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);

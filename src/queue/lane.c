@@ -318,6 +318,57 @@ batcher_lane_empty(BatcherSharedLane *lane)
 }
 
 /*
+ * Does a chunk have a row with this ticket?  A settled one counts, because
+ * the fates of its rows may not be recorded yet.
+ */
+static bool
+chunk_has_ticket(BatcherChunk *chunk, uint64 ticket)
+{
+	BatcherRow *row = batcher_chunk_first(chunk);
+	int			i;
+
+	if (ticket < chunk->first_ticket ||
+		pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_VOID)
+		return false;
+	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+	{
+		if (chunk->first_ticket + row->ticket == ticket)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Whether a row with this ticket may wait in the lane.  It is looked for
+ * among all that is in memory; what the spool holds is not known.
+ */
+bool
+batcher_lane_may_have_ticket(BatcherSharedLane *lane, uint64 ticket)
+{
+	bool		may;
+	dsa_pointer p;
+
+	LWLockAcquire(&lane->lock, LW_SHARED);
+	may = batcher_lane_spilled(lane);
+	for (p = lane->taken_head; DsaPointerIsValid(p) && !may;)
+	{
+		BatcherChunk *chunk = batcher_area_address(p);
+
+		may = chunk_has_ticket(chunk, ticket);
+		p = chunk->next;
+	}
+	for (p = pg_atomic_read_u64(&lane->inbox); DsaPointerIsValid(p) && !may;)
+	{
+		BatcherChunk *chunk = batcher_area_address(p);
+
+		may = chunk_has_ticket(chunk, ticket);
+		p = chunk->next;
+	}
+	LWLockRelease(&lane->lock);
+	return may;
+}
+
+/*
  * Whether there is something that a worker should do for the lane.
  */
 bool

@@ -332,6 +332,7 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u64(&lane->next_flush_at, 0);
 	pg_atomic_init_u64(&lane->retry_at, 0);
 	pg_atomic_init_u32(&lane->failures, 0);
+	pg_atomic_init_u32(&lane->unsent, 0);
 	pg_atomic_init_u32(&queue->paused, 0);
 	pg_atomic_init_u32(&queue->dropped, 0);
 	pg_atomic_init_u64(&queue->batch_number, 0);
@@ -390,6 +391,37 @@ batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list, int max)
 	}
 	LWLockRelease(&batcher_shared->lock);
 	return n;
+}
+
+/*
+ * Rows have come into the spool of a database that memory does not know: each
+ * lane counts as spilled until somebody has looked.  Any process, also in its
+ * commit.
+ */
+void
+batcher_shmem_database_unread(Oid dboid)
+{
+	HASH_SEQ_STATUS status;
+	BatcherSharedQueue *queue;
+
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	hash_seq_init(&status, queues);
+	while ((queue = hash_seq_search(&status)) != NULL)
+	{
+		pg_atomic_uint64 *spill = &queue->lane.spill;
+		uint64		seen = pg_atomic_read_u64(spill);
+
+		if (queue->key.db.dboid != dboid)
+			continue;
+		/* the version grows, so that nobody clears it who looked before */
+		while (!pg_atomic_compare_exchange_u64(spill, &seen,
+											   (seen & ~BATCHER_SPILL_VERSION) |
+											   ((seen + 1) & BATCHER_SPILL_VERSION) |
+											   BATCHER_SPILL_SPILLED |
+											   BATCHER_SPILL_UNKNOWN))
+			;
+	}
+	LWLockRelease(&batcher_shared->lock);
 }
 
 /*

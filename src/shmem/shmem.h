@@ -54,7 +54,7 @@ typedef struct BatcherDatabaseKey
  * 'generation' grows at the commit of each change of a definition; whoever
  * caches definitions compares it.  'next_number' gives tickets and chunk
  * numbers, below 'number_limit', which the sequence batcher.number has
- * persisted; see queue/number.c.  'spool' is the file number of the spool
+ * persisted; see catalog/extension.c.  'spool' is the file number of the spool
  * table in the upper and a version in the lower 32 bits; it is changed by
  * workers only, which see that the table was rewritten.  'gone' is set when
  * the extension or the database was dropped.  'uncommitted' is set while the
@@ -177,6 +177,8 @@ typedef struct BatcherSharedLane
 	pg_atomic_uint64 next_flush_at; /* TimestampTz, 0: none */
 	pg_atomic_uint64 retry_at;	/* TimestampTz: no flush before, 0: none */
 	pg_atomic_uint32 failures;	/* failed flushes in a row */
+	pg_atomic_uint32 unsent;	/* messages of committed batches that are not
+								 * sent yet */
 } BatcherSharedLane;
 
 /* How the fates of settled tickets are kept: see queue/fate.c. */
@@ -333,6 +335,7 @@ extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
 extern void batcher_shmem_queue_remove(BatcherQueueKey key);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 									 int max);
+extern void batcher_shmem_database_unread(Oid dboid);
 extern void batcher_shmem_database_remove(BatcherDatabaseKey key);
 extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
 extern BatcherSharedChannel *batcher_shmem_channel(BatcherDatabaseKey db,

@@ -37,7 +37,9 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "worker/worker.h"
 
 /* Idle for so long, a worker is willing to give its place up. */
@@ -52,6 +54,7 @@ static List *views = NIL;		/* of BatcherLaneView, one per owned lane */
 static MemoryContext defs_cxt = NULL;	/* the definitions of the last load */
 static MemoryContext turn_cxt = NULL;	/* reset at each turn */
 static uint64 loaded_generation = 0;
+static bool roles_changed = false;	/* since the last load began */
 static volatile sig_atomic_t term_signals = 0;
 
 static void
@@ -71,6 +74,22 @@ handle_sigterm(SIGNAL_ARGS)
 	}
 	SetLatch(MyLatch);
 	errno = save_errno;
+}
+
+/*
+ * A role was changed or dropped.  Whether it is an owner, still there and a
+ * superuser is in the definitions, so none of them holds any more: a flush
+ * that has just begun its transaction does nothing then.
+ */
+static void
+forget_roles(Datum arg, int cacheid, uint32 hashvalue)
+{
+	ListCell   *lc;
+
+	roles_changed = true;
+	loaded_generation = 0;
+	foreach(lc, views)
+		((BatcherLaneView *) lfirst(lc))->generation = 0;
 }
 
 /* What a setting of the database or a role must not change in a flush. */
@@ -123,6 +142,13 @@ find_view(BatcherSharedQueue *queue)
 	return NULL;
 }
 
+/* Say what is flushed now. */
+static void
+report_flush(BatcherSharedQueue *queue, int rows)
+{
+	batcher_slot_report(my_slot, queue, rows);
+}
+
 /* Own the lane of a queue, if it is ours to own; NULL if not. */
 static BatcherLaneView *
 take_lane(BatcherSharedQueue *queue)
@@ -136,6 +162,7 @@ take_lane(BatcherSharedQueue *queue)
 	view = palloc0(sizeof(BatcherLaneView));
 	view->db = my_db;
 	view->queue = queue;
+	view->report = report_flush;
 	view->nimmediate = -1;		/* not counted yet */
 	view->deadline = BATCHER_NEVER;
 	views = lappend(views, view);
@@ -177,6 +204,27 @@ remove_dropped(void)
 	}
 }
 
+/* Use a definition; if it is a changed one, a failing queue is tried anew. */
+static void
+adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
+{
+	BatcherQueueDef *old = view->def;
+
+	batcher_executor_reset(view);
+	view->def = def;
+	if (old == NULL)
+		batcher_message_recover(view);
+	else if (strcmp(old->search_path, def->search_path) != 0 ||
+			 (old->flush_sql == NULL) != (def->flush_sql == NULL) ||
+			 (def->flush_sql && strcmp(old->flush_sql, def->flush_sql) != 0) ||
+			 VARSIZE(old->given) != VARSIZE(def->given) ||
+			 memcmp(old->given, def->given, VARSIZE(def->given)) != 0)
+	{
+		pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
+		view->forced_upto = 0;
+	}
+}
+
 /* Use the definitions of 'list'. */
 static void
 adopt_definitions(List *list, uint64 generation)
@@ -204,8 +252,7 @@ adopt_definitions(List *list, uint64 generation)
 			view = take_lane(queue);
 		if (view == NULL)
 			continue;
-		batcher_executor_reset(view);
-		view->def = def;
+		adopt_definition(view, def);
 		view->generation = generation;
 	}
 }
@@ -228,6 +275,7 @@ load_definitions(void)
 
 	cxt = AllocSetContextCreate(TopMemoryContext, "batcher definitions",
 								ALLOCSET_DEFAULT_SIZES);
+	roles_changed = false;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	if (batcher_catalog_find(true) == NULL)
@@ -250,6 +298,8 @@ load_definitions(void)
 		MemoryContextDelete(defs_cxt);
 	defs_cxt = cxt;
 	loaded_generation = generation;
+	if (roles_changed)			/* maybe after we had looked */
+		forget_roles((Datum) 0, AUTHOID, 0);
 	batcher_shmem_wake_launcher();	/* other identities may have work */
 	return true;
 }
@@ -260,8 +310,6 @@ serve_lane(BatcherLaneView *view, bool draining)
 {
 	bool		more;
 
-	batcher_slot_report(my_slot, view->queue,
-						(int) pg_atomic_read_u64(&view->queue->lane.npending));
 	batcher_in_flush = true;
 	more = batcher_flush_lane(view, draining);
 	batcher_in_flush = false;
@@ -404,9 +452,11 @@ start_worker(void)
 											  0);
 	override_settings();
 	batcher_in_worker = true;
+	batcher_flush_install();
 	batcher_executor_install();
 	batcher_settle_install();
 	batcher_message_install();
+	CacheRegisterSyscacheCallback(AUTHOID, forget_roles, (Datum) 0);
 	(void) batcher_shmem_area();
 
 	SetCurrentStatementStartTimestamp();

@@ -101,20 +101,36 @@ add_tps()
 	add "$1" "$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$WORK/pgbench.log")"
 }
 
-# seconds STATEMENT...: how long the last of them took; those before it are
-# not counted.
-seconds()
+# cpu_seconds PID: how long this process has been on a CPU.
+cpu_seconds()
 {
-	local last=${!#}
+	awk '{ print $1 / 1e9 }' "/proc/$1/schedstat"
+}
 
-	sql <<-SQL
-		${*:1:$#-1}
+# measure PID STATEMENT...: sets WALL and CPU, how long the statements took in
+# a session of their own, and for how long the process PID was on a CPU then
+# (empty: the session's own process).
+measure()
+{
+	local pid=$1 before=0 out
+
+	shift
+	[ -z "$pid" ] || before=$(cpu_seconds "$pid")
+	out=$(sql <<-SQL
+		SELECT clock_timestamp() AS t0,
+			split_part(pg_read_file('/proc/self/schedstat'), ' ', 1) AS c0 \\gset
 		\\o /dev/null
-		SELECT clock_timestamp() AS t0 \\gset
-		$last
+		$*
 		\\o
-		SELECT extract(epoch FROM clock_timestamp() - :'t0'::timestamptz);
+		SELECT extract(epoch FROM clock_timestamp() - :'t0'::timestamptz),
+			(split_part(pg_read_file('/proc/self/schedstat'), ' ', 1)::numeric
+			 - :c0) / 1e9;
 	SQL
+	)
+	WALL=${out%%|*}
+	CPU=${out#*|}
+	[ -z "$pid" ] || CPU=$(cpu_seconds "$pid" |
+		awk -v b="$before" '{ print $1 - b }')
 }
 
 # -- enqueue_volatile_ratio
@@ -210,40 +226,42 @@ enqueue_rows()
 		pgbench_must fill -c $clients -j 2 -t $(($2 / $3 / clients))
 }
 
-# One kind: NAME QUEUE PER WANTED
+# measure_flush NAME QUEUE PER WANTED: one kind.  By the clock, and, because
+# that is noisy where the disk or the processors are shared, by the time on a
+# CPU too.
 measure_flush()
 {
-	local name=$1 queue=$2 per=$3 run rows s before spilled
+	local name=$1 queue=$2 per=$3 run rows pid
 
 	for ((run = 1; run <= RUNS; run++)); do
 		perform "TRUNCATE f, g"
+		# Here, and not between enqueuing and flushing: rows wait for moments as
+		# a rule, so the flush seldom is the first to change a page of the spool.
+		perform "CHECKPOINT"
 		perform "SELECT batch_pause('$queue')"
 		enqueue_rows "$queue" "$FLUSH_ROWS" "$per"
 		rows=$(query "SELECT pending FROM batcher.status WHERE queue = '$queue'")
-		before=$(query "SELECT extract(epoch FROM flush_time)
-			FROM batcher.stat_queue WHERE queue = '$queue'")
-		perform "CHECKPOINT"
-		s=$(seconds "SELECT batch_resume('$queue') \\g /dev/null" \
-			"SELECT batch_flush('$queue', '10 min');")
+		pid=$(query "SELECT pid FROM batcher.worker WHERE database = 'postgres'
+			ORDER BY worker.queue = '$queue' DESC NULLS LAST LIMIT 1")
+		measure "$pid" "SELECT batch_resume('$queue');
+			SELECT batch_flush('$queue', '10 min');"
 		[ "$(query "SELECT count(*) FROM f")" -eq "$rows" ] ||
 			die "$name: $rows rows waited, but table f has another number"
-		add "${name}_flush" "$(ratio "$rows" "$s")"
-		s=$(query "SELECT extract(epoch FROM flush_time) - ${before:-0}
-			FROM batcher.stat_queue WHERE queue = '$queue'")
-		add "${name}_inside" "$(ratio "$rows" "$s")"
-		perform "CHECKPOINT"
-		s=$(seconds "INSERT INTO g SELECT payload FROM source;")
-		add "${name}_insert" "$(ratio "$(query "SELECT count(*) FROM g")" "$s")"
+		add "${name}_flush" "$(ratio "$rows" "$WALL")"
+		add "${name}_flush_cpu" "$(ratio "$rows" "$CPU")"
+		measure "" "INSERT INTO g SELECT payload FROM source;"
+		add "${name}_insert" "$(ratio "$FLUSH_ROWS" "$WALL")"
+		add "${name}_insert_cpu" "$(ratio "$FLUSH_ROWS" "$CPU")"
 	done
-	spilled=$(query "SELECT rows_spilled FROM batcher.stat_queue
-		WHERE queue = '$queue'")
 	echo "flush_rows_per_s_$name=$(middle "${name}_flush")"
-	echo "flush_rows_per_s_by_flush_time_$name=$(middle "${name}_inside")"
 	echo "insert_rows_per_s_$name=$(middle "${name}_insert")"
-	echo "flush_rows_spilled_$name=$spilled"
+	echo "flush_rows_spilled_$name=$(query "SELECT rows_spilled
+		FROM batcher.stat_queue WHERE queue = '$queue'")"
 	echo "# at least $4"
 	echo "flush_insert_ratio_$name=$(ratio \
 		"$(middle "${name}_flush")" "$(middle "${name}_insert")")"
+	echo "flush_insert_cpu_ratio_$name=$(ratio \
+		"$(middle "${name}_flush_cpu")" "$(middle "${name}_insert_cpu")")"
 }
 
 bench_flush_insert_ratio()

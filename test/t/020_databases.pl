@@ -16,6 +16,7 @@ shared_preload_libraries = 'batcher'
 max_worker_processes = 16
 batcher.max_workers = 8
 autovacuum = off
+log_min_messages = debug1
 allow_in_place_tablespaces = on
 ));
 $node->start;
@@ -158,7 +159,15 @@ is(worker_pid('postgres'), '', 'no worker where there is no extension');
 
 # --- CREATE EXTENSION that is rolled back ---------------------------------
 
+# How many workers were started so far.
+sub count_starts
+{
+	my $log = slurp_file($node->logfile);
+	return scalar(() = $log =~ /starting background worker process "batcher worker"/g);
+}
+
 sql('postgres', 'CREATE DATABASE db4');
+my $starts = count_starts();
 sql('db4', "BEGIN;\n$setup
 	SELECT batch_enqueue('q', '{\"id\": 1}');\nROLLBACK");
 like(error_of('db4', "SELECT batch_enqueue('q', '{}')"),
@@ -171,6 +180,18 @@ sql('postgres', 'CREATE DATABASE db5');
 sql('db5', $setup);
 worker_comes('db5', 'worker of another database');
 worker_leaves('db4', 'no worker stays after a rolled back CREATE EXTENSION');
+
+# While the transaction is open, it is no concern of the launcher's yet.
+my $open = $node->background_psql('db4');
+$open->query_safe('BEGIN');
+$open->query_safe('CREATE EXTENSION batcher');
+enqueue('db1', 11, 12);
+all_done('db1', 12, 'another database meanwhile');
+sql('db1', "DELETE FROM done WHERE id > 10");
+$open->quit;
+worker_leaves('db4', 'nor after a session that ended');
+cmp_ok(count_starts() - $starts, '<', 10,
+	'no worker is started again and again for what was never committed');
 sql('db4', "BEGIN;\n$setup
 	SELECT batch_enqueue('q', '{\"id\": 1}');\nCOMMIT");
 all_done('db4', 1, 'CREATE EXTENSION, queue and row in one transaction');
