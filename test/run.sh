@@ -180,7 +180,10 @@ PERL
 	shift 2
 	for line in "$@"; do
 		note "---- log of t/$line.pl"
-		grep -vE '^\[[^]]*\]\([0-9.]+s\) ok ' \
+		grep -vE -e '^\[[^]]*\]\([0-9.]+s\) ok ' \
+			-e '^#+ (Running|Starting|Stopping|(No p|P)ostmaster PID)' \
+			-e '^(waiting for )?server (started|stopped|to )' \
+			-e ' \.\.\. ok$|^(Success|Sync|performing|syncing)|pg_ctl -D|^$' \
 			"$WORK/tested/test/tmp_check/log/regress_log_$line" 2>/dev/null |
 			tail -n 60 || true
 		grep -hE 'PANIC|TRAP|terminated by signal|could not|ERROR' \

@@ -288,7 +288,9 @@ scan_spool(BatcherLaneView *view, Relation spool, uint64 home)
 	sort_entries(&scan);
 	if (scan.groups)
 		hash_destroy(scan.groups);
-	pg_atomic_write_u64(&lane->nspilled, scan.nrows);
+	/* later it is counted by those who spill and settle */
+	if (seen & BATCHER_SPILL_UNKNOWN)
+		pg_atomic_write_u64(&lane->nspilled, scan.nrows);
 	batcher_lane_spill_known(lane);
 	if (rb->nentries == 0)
 	{

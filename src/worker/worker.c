@@ -269,7 +269,11 @@ load_definitions(void)
 	List	   *list;
 
 	if (pg_atomic_read_u32(&my_db->gone))
+	{
+		/* the launcher need not wonder about a short life */
+		pg_atomic_write_u32(&my_worker->leave, 1);
 		return false;
+	}
 	if (generation == loaded_generation)
 		return true;
 
