@@ -154,8 +154,7 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 
 		if (!(chunk->flags & BATCHER_CHUNK_DURABLE))
 			continue;
-		if (!(chunk->flags & BATCHER_CHUNK_PRIVATE) &&
-			chunk->spool_version != (uint16) version)
+		if (chunk->spool_version != (uint16) version)
 			return false;
 		durable[n++] = &batch->claims[i];
 	}

@@ -52,6 +52,7 @@ typedef struct Group
 struct BatcherReadback
 {
 	MemoryContext cxt;			/* holds this, the entries and the chunks */
+	uint32		version;		/* of the spool, in which the places are */
 	Entry	   *entries;
 	int			nentries;
 	int			allocated;
@@ -266,7 +267,7 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 
 /* Look through the spool; true if the lane is in memory again. */
 static bool
-scan_spool(BatcherLaneView *view, Relation spool, uint64 home)
+scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
 	uint64		seen = pg_atomic_read_u64(&lane->spill);
@@ -274,10 +275,12 @@ scan_spool(BatcherLaneView *view, Relation spool, uint64 home)
 											  "batcher readback",
 											  ALLOCSET_DEFAULT_SIZES);
 	BatcherReadback *rb = MemoryContextAllocZero(cxt, sizeof(BatcherReadback));
-	LaneScan	scan = {rb, view->queue->key.queue_id, home, 0, NULL};
+	LaneScan	scan = {rb, view->queue->key.queue_id,
+	batcher_spool_home(version), 0, NULL};
 	Snapshot	snapshot;
 
 	rb->cxt = cxt;
+	rb->version = version;
 	batcher_readback_reset(view);
 	view->readback = rb;
 	rb->scanned_upto = pg_atomic_read_u64(&view->db->next_number);
@@ -334,6 +337,7 @@ fetch_chunks(BatcherReadback *rb, Relation spool)
 		memcpy(private, batcher_private_chunk(chunk),
 			   offsetof(BatcherPrivateChunk, chunk) + size);
 		private->next = NULL;
+		private->chunk.spool_version = rb->version;
 		private->enqueued_by = MemoryContextStrdup(rb->cxt,
 												   private->enqueued_by);
 		if (rb->last)
@@ -364,10 +368,16 @@ batcher_readback_refill(BatcherLaneView *view)
 	spool = batcher_spool_open(AccessShareLock);
 	if (!batcher_spool_version(view->db, spool, &version))
 		batcher_settle_resync(view, spool);
-	else if (view->readback == NULL ||
-			 (view->readback->next >= view->readback->nentries &&
-			  view->readback->first == NULL))
-		(void) scan_spool(view, spool, batcher_spool_home(version));
+	else
+	{
+		/* another lane may have noticed that the table was rewritten */
+		if (view->readback && view->readback->version != version)
+			batcher_readback_reset(view);
+		if (view->readback == NULL ||
+			(view->readback->next >= view->readback->nentries &&
+			 view->readback->first == NULL))
+			(void) scan_spool(view, spool, version);
+	}
 	if (view->readback)
 		fetch_chunks(view->readback, spool);
 	table_close(spool, AccessShareLock);

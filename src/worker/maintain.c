@@ -93,7 +93,9 @@ batcher_maintain_spool(bool idle)
 	if (is_useful(spool, since))
 	{
 		pgstat_report_activity(STATE_RUNNING, "batcher: vacuum of the spool");
+		/* what vacuum() is given has to outlive its transactions */
 		PortalContext = cxt;
+		MemoryContextSwitchTo(cxt);
 		vacuum_spool(spool, idle && is_unused(spool));
 		(void) batcher_claim_deleted(true);
 		since = InvalidTransactionId;

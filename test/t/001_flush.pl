@@ -187,6 +187,17 @@ FROM batcher.stat_queue WHERE queue = 'a')),
 	'135|135|7|0|7|128',
 	'counters of the queue');
 
+# After a restart the count begins anew, with another epoch.
+$listener->quit;
+$node->restart;
+$listener = $node->background_psql('postgres');
+$listener->query_safe('LISTEN news');
+enqueue('a', 1, 10);
+sql($node, "SELECT batch_flush('a')");
+wait_messages(++$expected);
+is($messages[-1]->{seq}, 1, 'after a restart the count begins anew');
+isnt($messages[-1]->{epoch}, $message->{epoch}, 'with another epoch');
+
 $listener->quit;
 $node->stop;
 done_testing();

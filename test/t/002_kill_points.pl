@@ -60,6 +60,33 @@ COMMIT;));
 	check_rows($node, "$point: rows of the killed session", "queue = 'served'");
 }
 
+# An error or a FATAL in its commit: the transaction rolls back, also when its
+# rows are in the inbox already.  Its memory is given back.
+foreach my $action ('error', 'fatal')
+{
+	foreach my $point ('spool-written', 'pre-commit')
+	{
+		my ($rc, $out, $err) = try_sql(
+			$node, qq(
+SET batcher.debug_points = '$point=$action';
+BEGIN;
+SELECT produce('served', 12, 'k', nextval('batcher.number'));
+SELECT produce('waiting', 12, 'k', nextval('batcher.number'));
+COMMIT;));
+
+		like($err, qr/batcher debug point "$point"/,
+			"$point: the commit fails with $action");
+		sql($node, q(SELECT produce('served', 12, 'k', nextval('batcher.number'))));
+		wait_drained($node, 'served');
+		check_rows($node, "$point: $action in the commit", "queue = 'served'");
+	}
+}
+is( sql(
+		$node, q(
+SELECT pending_bytes FROM batcher.status WHERE queue = 'served')),
+	'0',
+	'memory of transactions that failed was given back');
+
 # The worker is killed at a point of its flush.  The rows are of one
 # transaction before the crash, and of one after it.
 foreach my $point ('claimed', 'statement', 'settle', 'committed', 'notify')
@@ -142,6 +169,34 @@ is( sql(
 SELECT pending, pending_bytes, spilled FROM batcher.status WHERE queue = 'served')),
 	'0|0|0',
 	'nothing is left in memory');
+
+# Who waits for a flush is told by the next worker.
+foreach my $point ('claimed', 'committed')
+{
+	my $waiter = $node->background_psql('postgres');
+	my $pid = wait_worker($node);
+	my $position;
+	my $ticket;
+
+	sql($node, q(SELECT batch_alter_queue('served', '{"flush_interval": "1 h"}')));
+	arm($node, "$point=fatal");
+	$position = log_position($node);
+	$ticket = sql($node, q(SELECT batch_enqueue('served', '{"n": 0, "q": "w"}')));
+	$waiter->query_until(qr/^go$/m, qq(\\echo go
+SELECT 'flush: ' || batch_flush('served');
+SELECT 'wait: ' || batch_wait('served', $ticket);
+));
+	$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
+	disarm($node);
+	like($waiter->query_safe('SELECT 1'),
+		$point eq 'claimed' ? qr/^flush: 1\nwait: flushed$/m : qr/^wait: flushed$/m,
+		"$point: batch_flush and batch_wait outlive the worker");
+	$waiter->quit;
+	is(sql($node, q(SELECT count(*) FROM collected WHERE queue = 'w')),
+		'1', "$point: flushed once");
+	sql($node, q(DELETE FROM collected WHERE queue = 'w'));
+}
+sql($node, q(SELECT batch_alter_queue('served', '{"flush_interval": null}')));
 
 # pg_terminate_backend and pg_cancel_backend in a flush.
 foreach my $function ('pg_terminate_backend', 'pg_cancel_backend')

@@ -135,6 +135,41 @@ WHERE id NOT IN (SELECT id FROM acknowledged))),
 	'100|100', 'rewritten during a flush: each row was flushed once');
 sql($node, q(DELETE FROM collected WHERE id NOT IN (SELECT id FROM acknowledged)));
 
+# One queue has rows at hand that were read back before the table was rewritten,
+# and another one notices it.  The second of three tuples keeps its place.
+create_order_queue($node, 'c', 'c_flushed', '{}');
+create_order_queue($node, 'd', 'd_flushed', '{}');
+sql($node, q(
+VACUUM FULL batcher.spool;
+SELECT batch_pause();
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE EXCEPTION 'not yet';
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON c_flushed
+	FOR EACH ROW EXECUTE FUNCTION refuse();
+SELECT batch_enqueue('d', '{"n": 1}', 'k');
+SELECT batch_enqueue('c', '{"n": 1}', 'k');
+SELECT batch_enqueue('c', '{"n": 2}', 'k');
+SELECT batch_enqueue('c', '{"n": 3}', 'k');
+SELECT batch_enqueue('d', '{"n": 2}', 'k');
+));
+$node->stop('immediate');
+$node->start;
+sql($node, q(SELECT batch_resume('c')));
+wait_sql(
+	$node, q(
+SELECT consecutive_failures >= 3 FROM batcher.status WHERE queue = 'c'));
+sql($node, $rewrite{'CLUSTER'});
+sql($node, q(SELECT batch_resume('d'); SELECT batch_flush('d');));
+is(sql($node, q(SELECT string_agg(n::text, ' ' ORDER BY pos) FROM d_flushed)),
+	'1 2', 'the queue that noticed it');
+sql($node, 'DROP TRIGGER refuse ON c_flushed');
+wait_drained($node, 'c');
+is(sql($node, q(SELECT string_agg(n::text, ' ' ORDER BY pos) FROM c_flushed)),
+	'1 2 3', 'the queue that had read rows back before');
+sql($node, 'SELECT batch_resume()');
+
 # While producers run.
 my $load = start_load(
 	$node, q(
