@@ -131,6 +131,7 @@ init_root(void *place)
 		pg_atomic_init_u32(&batcher_shared->workers[i].proc, 0);
 		pg_atomic_init_u32(&batcher_shared->workers[i].leave, 0);
 		pg_atomic_init_u32(&batcher_shared->workers[i].terminated, 0);
+		pg_atomic_init_u32(&batcher_shared->workers[i].must_end, 0);
 	}
 }
 

@@ -246,8 +246,8 @@ typedef enum BatcherWorkerState
  * Protected by the control lock, but for the atomics: 'proc' is the number of
  * the worker's PGPROC + 1, so that a committer can set its latch without a
  * lock (a stale one costs a spurious wake-up); 'leave' asks the worker to
- * step aside; 'terminated' is set by its SIGTERM handler; 'flushing_since' is
- * for the launcher and the views.  'generation' grows at each use.
+ * step aside; 'terminated' is set by its SIGTERM handler, and 'must_end' before
+ * the launcher repeats the signal, which then ends the worker at once.  'generation' grows at each use.
  */
 typedef struct BatcherSharedWorker
 {
@@ -264,6 +264,7 @@ typedef struct BatcherSharedWorker
 	pg_atomic_uint32 proc;
 	pg_atomic_uint32 leave;
 	pg_atomic_uint32 terminated;
+	pg_atomic_uint32 must_end;
 } BatcherSharedWorker;
 
 /*

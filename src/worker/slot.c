@@ -120,6 +120,7 @@ batcher_slot_reserve(Oid dboid, Oid identity, uint64 *generation)
 		worker->since = now;
 		pg_atomic_write_u32(&worker->leave, 0);
 		pg_atomic_write_u32(&worker->terminated, 0);
+		pg_atomic_write_u32(&worker->must_end, 0);
 		*generation = worker->generation;
 	}
 	LWLockRelease(&batcher_shared->lock);
@@ -413,7 +414,11 @@ batcher_slot_signal(int slot, uint64 generation, int signo)
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	if (worker->state == BATCHER_WORKER_RUNNING &&
 		worker->generation == generation)
+	{
 		pid = worker->pid;
+		if (signo == SIGTERM)
+			pg_atomic_write_u32(&worker->must_end, 1);
+	}
 	LWLockRelease(&batcher_shared->lock);
 
 	/* if it has just ended, the signal finds nobody */

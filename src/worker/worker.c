@@ -55,14 +55,16 @@ static MemoryContext defs_cxt = NULL;	/* the definitions of the last load */
 static MemoryContext turn_cxt = NULL;	/* reset at each turn */
 static uint64 loaded_generation = 0;
 static bool roles_changed = false;	/* since the last load began */
-static volatile sig_atomic_t term_signals = 0;
+static volatile sig_atomic_t got_sigterm = false;
 
 static void
 handle_sigterm(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
-	if (term_signals++ > 0)
+	/* not by counting: the postmaster signals a process and its group */
+	got_sigterm = true;
+	if (my_worker && pg_atomic_read_u32(&my_worker->must_end))
 	{
 		InterruptPending = true;
 		ProcDiePending = true;
@@ -541,7 +543,7 @@ batcher_worker_main(Datum arg)
 		}
 		MemoryContextSwitchTo(turn_cxt);
 		MemoryContextReset(turn_cxt);
-		if (term_signals > 0)
+		if (got_sigterm)
 			handle_termination();
 		if (pg_atomic_read_u32(&my_worker->leave))
 			proc_exit(0);
