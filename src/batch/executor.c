@@ -414,6 +414,7 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
 	disable_timeout(overtime_timeout, false);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	restore_identity(&before);
+	tuplestore_end(store);		/* a temporary file would count as leaked */
 	SPI_finish();
 	batcher_executor_forget_session();
 }

@@ -305,6 +305,20 @@ batcher_change_install(void)
 	object_access_hook = note_extension;
 }
 
+/*
+ * Sessions and workers go on using a queue whose definition goes behind their
+ * backs, so nobody changes the table by hand.
+ */
+static void
+refuse_direct_change(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" cannot be changed directly",
+					"batcher.queue_definition"),
+			 errhint("Use the functions batch_*_queue.")));
+}
+
 PG_FUNCTION_INFO_V1(batcher_changed);
 
 /*
@@ -318,6 +332,8 @@ batcher_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.changed")));
+	if (TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event))
+		refuse_direct_change();
 	batcher_change_note();
 	return PointerGetDatum(NULL);
 }
@@ -424,10 +440,12 @@ batcher_arrived(PG_FUNCTION_ARGS)
 						"batcher.arrived")));
 	if (!batcher_definition_writing && IsLogicalWorker())
 		return PointerGetDatum(NULL);
+	if (!batcher_definition_writing &&
+		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+		refuse_direct_change();
 	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		return PointerGetDatum(trigdata->tg_newtuple);
-	if (batcher_definition_writing ||
-		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+	if (batcher_definition_writing)
 		return PointerGetDatum(trigdata->tg_trigtuple);
 	note_arrival();
 

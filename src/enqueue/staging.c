@@ -45,6 +45,7 @@ typedef struct StagedLane
 {
 	BatcherSharedQueue *queue;
 	int32		queue_id;
+	int			level;			/* nesting level that made it */
 	bool		durable;
 	bool		has_private;	/* some rows are not in the area */
 	bool		spilling;		/* batcher_lane_spill_begin was called */
@@ -171,6 +172,7 @@ find_lane(BatcherTarget *target)
 	memset(lane, 0, sizeof(*lane));
 	lane->queue = target->queue;
 	lane->queue_id = target->queue_id;
+	lane->level = GetCurrentTransactionNestLevel();
 	lane->open = -1;
 	return nlanes++;
 }
@@ -667,12 +669,18 @@ staging_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 	{
 		for (i = nchunks - 1; i >= 0 && chunks[i].level >= level; i--)
 			chunks[i].level = level - 1;
+		for (i = nlanes - 1; i >= 0 && lanes[i].level >= level; i--)
+			lanes[i].level = level - 1;
 		locked_level = Min(locked_level, level - 1);
 	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		while (nchunks > 0 && chunks[nchunks - 1].level >= level)
 			release_chunk(&chunks[--nchunks]);
+
+		/* the queue may have been made at this level, and be gone with it */
+		while (nlanes > 0 && lanes[nlanes - 1].level >= level)
+			nlanes--;
 		for (i = 0; i < nlanes; i++)
 		{
 			lanes[i].open = -1;

@@ -335,6 +335,7 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u32(&lane->failures, 0);
 	pg_atomic_init_u32(&lane->unsent, 0);
 	pg_atomic_init_u32(&queue->paused, 0);
+	pg_atomic_init_u64(&queue->defined_at, 0);
 	pg_atomic_init_u32(&queue->dropped, 0);
 	pg_atomic_init_u64(&queue->batch_number, 0);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
@@ -548,8 +549,9 @@ batcher_shmem_report_lost(void)
 		lost += (int64) pg_atomic_read_u64(&batcher_shared->volatile_rows[i]);
 	if (lost > 0)
 		ereport(LOG,
-				(errmsg("batcher: %lld rows of non-durable queues are lost",
-						(long long) lost)));
+				(errmsg_plural("%lld row of non-durable queues is lost",
+							   "%lld rows of non-durable queues are lost",
+							   (unsigned long) lost, (long long) lost)));
 }
 
 /*

@@ -203,7 +203,9 @@ typedef struct BatcherSharedQueue
 	Oid			owner_role;
 	Oid			identity;		/* role whose worker may flush it; InvalidOid:
 								 * the superusers' */
-	pg_atomic_uint32 paused;
+	pg_atomic_uint32 paused;	/* or there is no definition of it */
+	pg_atomic_uint64 defined_at;	/* generation of the definitions in which
+									 * a worker found it last */
 	pg_atomic_uint32 dropped;	/* its drop has committed: a worker may take it
 								 * away; its lane stays frozen */
 	pg_atomic_uint64 batch_number;	/* of the last batch */

@@ -175,9 +175,13 @@ take_lane(BatcherSharedQueue *queue)
 	return view;
 }
 
-/* Take away the entries of queues whose drop has committed. */
+/*
+ * Take away the entries of queues whose drop has committed, and hold those of
+ * which there is no definition (not yet, or not any more): nobody is to come
+ * for their rows.
+ */
 static void
-remove_dropped(void)
+remove_dropped(uint64 generation)
 {
 	BatcherSharedQueue **list;
 	int			n;
@@ -190,7 +194,11 @@ remove_dropped(void)
 		BatcherLaneView *view;
 
 		if (pg_atomic_read_u32(&queue->dropped) == 0)
+		{
+			if (pg_atomic_read_u64(&queue->defined_at) < generation)
+				pg_atomic_write_u32(&queue->paused, 1);
 			continue;
+		}
 		view = find_view(queue);
 		if (view == NULL && !batcher_slot_own_lane(my_slot, queue))
 			continue;
@@ -240,6 +248,7 @@ adopt_definitions(List *list, uint64 generation)
 		BatcherLaneView *view = find_view(queue);
 
 		batcher_definition_publish(def, queue);
+		pg_atomic_write_u64(&queue->defined_at, generation);
 		if (queue->identity != my_worker->identity)
 		{
 			/* another owner now: another worker's */
@@ -293,7 +302,7 @@ load_definitions(void)
 	list = batcher_definition_list();
 	MemoryContextSwitchTo(turn_cxt);
 	adopt_definitions(list, generation);
-	remove_dropped();
+	remove_dropped(generation);
 	if (pg_atomic_read_u32(&my_db->surveyed) == 0)
 		batcher_readback_survey(my_db);
 	batcher_number_refill_early(my_db);

@@ -142,3 +142,10 @@ SELECT flush_sql FROM batcher.queue WHERE queue = 'cq at once';
 SELECT count(batch_drop_queue(queue, true)) > 10 AS dropped FROM batcher.queue;
 SELECT count(*) FROM batcher.queue;
 DROP TABLE cq_target;
+
+-- Nobody changes the definitions by hand.
+SELECT batch_create_queue('cq by hand');
+UPDATE batcher.queue_definition SET paused = true WHERE name = 'cq by hand';
+DELETE FROM batcher.queue_definition WHERE name = 'cq by hand';
+TRUNCATE batcher.queue_definition;
+SELECT batch_drop_queue('cq by hand');

@@ -97,6 +97,7 @@ enqueue(40, 60);
 foreach my $type ('checkpointer', 'batcher launcher', 'client backend')
 {
 	my $victim = $node->background_psql('postgres', on_error_die => 0);
+	my $position = log_position($node);
 
 	$message = "kill -9 of the $type";
 	kill_process(
@@ -107,6 +108,8 @@ SELECT pid FROM pg_stat_activity
 WHERE backend_type = '$type' AND pid <> pg_backend_pid() LIMIT 1)));
 	eval { $victim->quit };
 	check_waiting();
+	like(slurp_file($node->logfile, $position),
+		qr/1 row of non-durable queues is lost/, "$message: the log says so");
 	is(pending('volatile'), '0', "$message: rows in memory only are lost");
 	enqueue(10, 90);
 }

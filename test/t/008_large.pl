@@ -91,6 +91,23 @@ SELECT count(*), count(DISTINCT n) FROM flushed WHERE n > 200000)),
 	'100100|100100',
 	'batch_flush flushes the rows that were written early, each once');
 
+# What it had written early comes after the rows that others have committed
+# meanwhile.
+sql($node, q(SELECT batch_pause('large')));
+$session->query_safe(
+	q(BEGIN; SELECT batch_enqueue('large', '{"n": 2}', 'z');)
+	  . enqueue(410001, 440000));
+sql($node, q(SELECT batch_enqueue('large', '{"n": 1}', 'z')));
+$session->query_safe(
+	q(SELECT batch_enqueue('large', '{"n": 3}', 'z'); COMMIT;));
+sql($node, q(SELECT batch_resume('large')));
+wait_drained($node, 'large');
+is( sql(
+		$node, q(
+SELECT string_agg(n::text, ' ' ORDER BY pos) FROM flushed WHERE key = 'z')),
+	'1 2 3',
+	'rows of one key are flushed in the order of the commits');
+
 # The session that has enqueued much ends without a word.
 $session->query_safe('BEGIN;' . enqueue(500001, 600000));
 sql($node, q(

@@ -122,21 +122,19 @@ COMMIT;
 ), 6, 700);
 foreach my $round (1 .. 5)
 {
-	my $pid;
-
 	wait_progress();
 	terminate_workers() if $round % 2;
 	wait_progress();
-	# The worker, and in between a client in the middle of its work.
-	$pid =
-	  $round % 3
-	  ? wait_worker($node)
-	  : sql(
-		$node, q(
+	# The worker, or a client in the middle of its work.
+	kill_process(
+		$node,
+		sub {
+			return worker_pid($node) if $round % 3;
+			return sql(
+				$node, q(
 SELECT pid FROM pg_stat_activity
 WHERE query LIKE '%produce%' AND pid <> pg_backend_pid() LIMIT 1));
-	$pid = wait_worker($node) if $pid eq '';
-	kill_process($node, $pid);
+		});
 }
 wait_progress();
 stop_load($load);

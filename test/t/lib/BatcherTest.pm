@@ -315,7 +315,8 @@ sub wait_crash_over
 =item kill_process(node, pid)
 
 Kill -9 one process of the server, and wait until the server has restarted
-itself.
+itself.  Instead of a pid a function that finds one: it is asked again when
+that process has gone meanwhile.
 
 =cut
 
@@ -324,7 +325,19 @@ sub kill_process
 	my ($node, $pid) = @_;
 	my $position = log_position($node);
 
-	kill('KILL', $pid) == 1 or die "could not kill process $pid";
+	if (ref $pid)
+	{
+		my $end = time() + $timeout;
+
+		until (($pid->() || '') =~ /^(\d+)$/ && kill('KILL', $1) == 1)
+		{
+			die 'found no process to kill' if time() > $end;
+		}
+	}
+	else
+	{
+		kill('KILL', $pid) == 1 or die "could not kill process $pid";
+	}
 	wait_crash_over($node, $position);
 	return;
 }
