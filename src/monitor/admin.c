@@ -202,6 +202,23 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * A queue that was restored, or whose owner is gone, is found its owner by
+ * name.
+ */
+static bool
+resolve_owner(BatcherQueueDef *def, int elevel)
+{
+	if (!OidIsValid(def->owner))
+		def->owner = get_role_oid(def->owner_name, true);
+	if (!OidIsValid(def->owner))
+		ereport(elevel,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("owner \"%s\" of queue \"%s\" does not exist",
+						def->owner_name, def->name)));
+	return OidIsValid(def->owner);
+}
+
 PG_FUNCTION_INFO_V1(batcher_alter_queue);
 
 /*
@@ -220,6 +237,8 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	}
 	def->given = batcher_options_merge(def->given, options_argument(fcinfo, 1));
 	batcher_options_resolve(def->given, &def->options);
+	if (def->flush_sql)
+		(void) resolve_owner(def, ERROR);	/* as whom it is checked */
 	batcher_executor_check(def);
 	batcher_definition_update(def);
 	PG_RETURN_VOID();
@@ -285,23 +304,6 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 	batcher_definition_delete(def->id);
 	batcher_change_note_dropped(queue);
 	PG_RETURN_VOID();
-}
-
-/*
- * A queue that was restored, or whose owner is gone, is found its owner by
- * name.
- */
-static bool
-resolve_owner(BatcherQueueDef *def, int elevel)
-{
-	if (!OidIsValid(def->owner))
-		def->owner = get_role_oid(def->owner_name, true);
-	if (!OidIsValid(def->owner))
-		ereport(elevel,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("owner \"%s\" of queue \"%s\" does not exist",
-						def->owner_name, def->name)));
-	return OidIsValid(def->owner);
 }
 
 /* Hold a queue, or let it go; 'elevel' is for one that has no owner. */
