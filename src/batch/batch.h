@@ -65,7 +65,7 @@ typedef struct BatcherLaneView
 	BatcherExecutor *executor;
 	BatcherReadback *readback;	/* NULL: none */
 	int			nimmediate;		/* chunks taken with immediate rows, about */
-	bool		undecided;		/* the last look met a COMMITTING chunk */
+	bool		has_void;		/* a look met a VOID chunk: sweep */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
 	void		(*report) (BatcherSharedQueue *queue, int rows);	/* says what

@@ -74,14 +74,19 @@ make_claims(BatcherBatch *batch)
 	}
 }
 
-static int
-compare_places(const void *a, const void *b)
+/* A claim with its tuple's place, block and offset, as one number. */
+typedef struct Place
 {
-	BatcherClaim *ca = *(BatcherClaim *const *) a;
-	BatcherClaim *cb = *(BatcherClaim *const *) b;
+	uint64		place;
+	BatcherClaim *claim;
+} Place;
 
-	return ItemPointerCompare(&ca->chunk->tid, &cb->chunk->tid);
-}
+#define ST_SORT sort_places
+#define ST_ELEMENT_TYPE Place
+#define ST_COMPARE(a, b) ((a)->place < (b)->place ? -1 : (a)->place > (b)->place)
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 /* Store the rows of a claimed chunk that stay. */
 static void
@@ -135,7 +140,7 @@ drop_gone(BatcherBatch *batch)
 bool
 batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 {
-	BatcherClaim **durable;
+	Place	   *durable;
 	Buffer		pin = InvalidBuffer;
 	BlockNumber nblocks = InvalidBlockNumber;
 	bool		some_gone = false;
@@ -146,7 +151,7 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 	make_claims(batch);
 	if (!batcher_spool_version(view->db, spool, &version))
 		return false;
-	durable = palloc_extended(batch->nclaims * sizeof(BatcherClaim *),
+	durable = palloc_extended(batch->nclaims * sizeof(Place),
 							  MCXT_ALLOC_HUGE);
 	for (i = 0; i < batch->nclaims; i++)
 	{
@@ -156,16 +161,19 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 			continue;
 		if (chunk->spool_version != (uint16) version)
 			return false;
-		durable[n++] = &batch->claims[i];
+		durable[n].claim = &batch->claims[i];
+		durable[n++].place =
+			(uint64) ItemPointerGetBlockNumberNoCheck(&chunk->tid) << 16 |
+			ItemPointerGetOffsetNumberNoCheck(&chunk->tid);
 	}
 
 	/* by place: one page after the other, and locks always in one order */
-	qsort(durable, n, sizeof(BatcherClaim *), compare_places);
+	sort_places(durable, n);
 	if (n > 0)
 		nblocks = RelationGetNumberOfBlocks(spool);
 	for (i = 0; i < n; i++)
 	{
-		BatcherClaim *claim = durable[i];
+		BatcherClaim *claim = durable[i].claim;
 		BatcherChunk *chunk = claim->chunk;
 
 		if (ItemPointerGetBlockNumber(&chunk->tid) >= nblocks ||
@@ -356,7 +364,8 @@ batcher_settle_resync(BatcherLaneView *view, Relation spool)
 	}
 	batcher_lane_spill_mark(lane);
 	batcher_readback_reset(view);
-	batcher_lane_take(lane);
+	if (batcher_lane_take(lane) > 0)
+		view->nimmediate = -1;	/* count anew */
 	for (p = lane->taken_head; DsaPointerIsValid(p);)
 	{
 		BatcherChunk *chunk = batcher_area_address(p);

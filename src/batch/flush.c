@@ -351,6 +351,12 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 		try_refill(view);
 
 	batch = batcher_gather(view, batcher_clock_now(), draining);
+	if (view->has_void)
+	{
+		/* otherwise their room is kept until rows of memory are flushed */
+		view->has_void = false;
+		batcher_lane_sweep(view->queue, PG_INT32_MAX);
+	}
 	if (batch)
 	{
 		FlushResult result = try_batch(view, batch);

@@ -161,7 +161,6 @@ select_rows(BatcherLaneView *view, const Selection *sel)
 
 	batch->rows = palloc(allocated * sizeof(BatcherBatchRow));
 	batch->oldest_at = BATCHER_NEVER;
-	view->undecided = false;
 	for (chunk = first_chunk(view); chunk && batch->nrows < sel->max_rows;
 		 chunk = next_chunk(view, chunk))
 	{
@@ -170,10 +169,9 @@ select_rows(BatcherLaneView *view, const Selection *sel)
 		int			i;
 
 		if (state == BATCHER_CHUNK_COMMITTING)
-		{
-			view->undecided = true;
 			hold_keys(&held, chunk);
-		}
+		else if (state == BATCHER_CHUNK_VOID)
+			view->has_void = true;
 		if (state != BATCHER_CHUNK_COMMITTED || chunk->number >= sel->below)
 			continue;
 		pg_read_barrier();		/* the time was stored before the state */
@@ -262,26 +260,12 @@ count_immediate(BatcherLaneView *view)
 static void
 take_inbox(BatcherLaneView *view)
 {
-	BatcherSharedLane *lane = &view->queue->lane;
-	dsa_pointer tail = lane->taken_tail;
-	dsa_pointer p;
+	int			nimmediate = batcher_lane_take(&view->queue->lane);
 
-	batcher_lane_take(lane);
 	if (view->nimmediate < 0)
-	{
 		count_immediate(view);
-		return;
-	}
-	p = DsaPointerIsValid(tail) ?
-		((BatcherChunk *) batcher_area_address(tail))->next : lane->taken_head;
-	while (DsaPointerIsValid(p))
-	{
-		BatcherChunk *chunk = batcher_area_address(p);
-
-		if (chunk->flags & BATCHER_CHUNK_IMMEDIATE)
-			view->nimmediate++;
-		p = chunk->next;
-	}
+	else
+		view->nimmediate += nimmediate;
 }
 
 /* Rows to be thrown away, or NULL. */

@@ -388,6 +388,7 @@ batcher_readback_refill(BatcherLaneView *view)
 typedef struct Survey
 {
 	uint64		home;
+	Oid			extoid;			/* queues of another may not be gone yet */
 	int			nqueues;
 	BatcherSharedQueue **queues;
 	uint64	   *seen;
@@ -404,7 +405,10 @@ visit_survey(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 		return;
 	for (i = 0; i < survey->nqueues; i++)
 	{
-		if (survey->queues[i]->key.queue_id == entry->queue_id)
+		BatcherQueueKey *key = &survey->queues[i]->key;
+
+		if (key->queue_id == entry->queue_id &&
+			key->db.extoid == survey->extoid)
 		{
 			survey->nrows[i] += entry->nrows;
 			break;
@@ -428,6 +432,7 @@ batcher_readback_survey(BatcherSharedDatabase *db)
 
 	(void) batcher_spool_version(db, spool, &version);
 	survey.home = batcher_spool_home(version);
+	survey.extoid = db->key.extoid;
 	survey.queues = palloc_array(BatcherSharedQueue *, batcher_max_queues);
 	survey.nqueues = batcher_shmem_queue_list(MyDatabaseId, survey.queues,
 											  batcher_max_queues);

@@ -145,6 +145,20 @@ batcher_change_freeze(BatcherSharedQueue *queue)
 }
 
 /*
+ * A queue is dropped: its lane stays frozen.  To be called before others can
+ * see the drop, as its entry may be gone right after that.
+ */
+static void
+forget_freezes(Change *change, BatcherSharedQueue *queue)
+{
+	for (; change; change = change->next)
+	{
+		if (change->kind == CHANGE_FROZEN && change->queue == queue)
+			change->queue = NULL;
+	}
+}
+
+/*
  * Carry out or undo the changes of nesting level 'level' and deeper.  They
  * are in reverse order, so that a drop is met before its freeze.
  */
@@ -168,10 +182,14 @@ end_changes(bool commit, int level)
 		{
 			case CHANGE_DROPPED:
 				if (commit)
+				{
+					forget_freezes(changes, queue);
+					pg_write_barrier();
 					pg_atomic_write_u32(&queue->dropped, 1);
+				}
 				break;
 			case CHANGE_FROZEN:
-				if (pg_atomic_read_u32(&queue->dropped) == 0)
+				if (queue)
 					(void) pg_atomic_fetch_sub_u32(&queue->lane.frozen, 1);
 				break;
 			case CHANGE_CREATED:
@@ -217,6 +235,11 @@ change_xact_callback(XactEvent event, void *arg)
 {
 	bool		commit = event == XACT_EVENT_COMMIT;
 
+	/* nobody would tell the others when it is committed */
+	if (event == XACT_EVENT_PRE_PREPARE && (changes || changed_level))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot PREPARE a transaction that has changed queues")));
 	if (!commit && event != XACT_EVENT_ABORT)
 		return;
 	created_extension = InvalidOid;
@@ -263,8 +286,13 @@ change_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 	end_level(&held_level, commit, current);
 	if (!commit)
 	{
+		Change	   *newest = changes;
+
 		end_changes(false, current);
 		batcher_change_local++;
+		/* a lane that thaws may have rows that wait */
+		if (changes != newest)
+			wake_workers();
 	}
 	for (change = changes; change; change = change->next)
 		change->level = Min(change->level, current - 1);

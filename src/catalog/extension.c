@@ -185,11 +185,17 @@ batcher_number_take(BatcherSharedDatabase *db)
 {
 	for (;;)
 	{
+		/*
+		 * The limit first: a number drawn before the range was changed is
+		 * not to be held against the limit of the next.
+		 */
+		uint64		limit = pg_atomic_read_u64(&db->number_limit);
 		uint64		number = pg_atomic_fetch_add_u64(&db->next_number, 1);
 
-		if (likely(number < pg_atomic_read_u64(&db->number_limit)))
+		if (likely(number < limit))
 			return number;
-		refill_numbers(db);
+		if (pg_atomic_read_u64(&db->number_limit) == limit)
+			refill_numbers(db);
 	}
 }
 

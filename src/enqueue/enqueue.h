@@ -15,6 +15,7 @@ typedef struct BatcherTarget
 	char		name[NAMEDATALEN];	/* hash key, must be first */
 	uint64		generation;		/* of the definitions it was made from */
 	uint64		local_generation;
+	BatcherDatabaseKey db;		/* and of the extension */
 	int32		queue_id;
 	BatcherSharedQueue *queue;
 	Oid			owner;

@@ -155,7 +155,9 @@ find_lane(BatcherTarget *target)
 
 	for (i = nlanes - 1; i >= 0; i--)
 	{
-		if (lanes[i].queue == target->queue)
+		/* the entry of a queue whose making was undone may be another's now */
+		if (lanes[i].queue == target->queue &&
+			lanes[i].queue_id == target->queue_id)
 			return i;
 	}
 	if (nlanes == max_lanes)
@@ -572,6 +574,19 @@ prepare_commit(void)
 	batcher_debug_point("pre-commit");
 }
 
+/* Nothing is staged any more, and the spool is not locked. */
+static void
+reset_staging(void)
+{
+	batcher_slab_end_transaction();
+	lanes = inline_lanes;
+	chunks = inline_chunks;
+	max_lanes = INLINE_LANES;
+	max_chunks = INLINE_CHUNKS;
+	nlanes = nchunks = 0;
+	active = false;
+}
+
 /* The transaction has ended, either way.  Nothing here may fail. */
 static void
 end_transaction(bool commit)
@@ -612,14 +627,7 @@ end_transaction(bool commit)
 		batcher_lane_arrived(queue, lane->before, commit ? lane->nmemory : 0,
 							 commit && lane->urgent);
 	}
-	batcher_slab_end_transaction();
-
-	lanes = inline_lanes;
-	chunks = inline_chunks;
-	max_lanes = INLINE_LANES;
-	max_chunks = INLINE_CHUNKS;
-	nlanes = nchunks = 0;
-	active = false;
+	reset_staging();
 }
 
 static void
@@ -690,8 +698,7 @@ staging_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 		{
 			/* the lock goes with the level that took it, as did all rows */
 			Assert(nchunks == 0);
-			nlanes = 0;
-			active = false;
+			reset_staging();
 		}
 	}
 }

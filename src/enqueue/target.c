@@ -68,6 +68,7 @@ load_target(const char *name, uint64 generation)
 	target = hash_search(targets, name, HASH_ENTER, &found);
 	target->generation = generation;
 	target->local_generation = batcher_change_local;
+	target->db = queue->key.db;
 	target->queue_id = def->id;
 	target->queue = queue;
 	target->owner = def->owner;
@@ -139,7 +140,7 @@ batcher_target_find(const char *name, int len)
 		}
 		if (target == NULL || target->generation != generation ||
 			target->local_generation != batcher_change_local ||
-			memcmp(&target->queue->key.db, &db->key, sizeof(db->key)) != 0)
+			memcmp(&target->db, &db->key, sizeof(db->key)) != 0)
 		{
 			memcpy(key, name, len);
 			key[len] = '\0';

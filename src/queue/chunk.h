@@ -147,7 +147,7 @@ extern uint64 batcher_lane_arriving(BatcherSharedQueue *queue, int nrows);
 extern void batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before,
 								 int nrows, bool urgent);
 extern void batcher_lane_wake(BatcherSharedQueue *queue);
-extern void batcher_lane_take(BatcherSharedLane *lane);
+extern int	batcher_lane_take(BatcherSharedLane *lane);
 extern void batcher_lane_sweep(BatcherSharedQueue *queue, int expected);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
 extern bool batcher_lane_may_have_ticket(BatcherSharedLane *lane,

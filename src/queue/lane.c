@@ -182,18 +182,19 @@ batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before, int nrows,
 }
 
 /*
- * Move what is in the inbox to the end of the taken list.  The owner of the
- * lane only.
+ * Move what is in the inbox to the end of the taken list; returns how many
+ * chunks with immediate rows came.  The owner of the lane only.
  */
-void
+int
 batcher_lane_take(BatcherSharedLane *lane)
 {
+	int			nimmediate = 0;
 	dsa_pointer newest;
 	dsa_pointer p;
 	dsa_pointer oldest = InvalidDsaPointer;
 
 	if (pg_atomic_read_u64(&lane->inbox) == 0)
-		return;
+		return 0;
 
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
 	newest = pg_atomic_exchange_u64(&lane->inbox, 0);
@@ -202,6 +203,8 @@ batcher_lane_take(BatcherSharedLane *lane)
 		BatcherChunk *chunk = batcher_area_address(p);
 		dsa_pointer older = chunk->next;
 
+		if (chunk->flags & BATCHER_CHUNK_IMMEDIATE)
+			nimmediate++;
 		chunk->next = oldest;
 		oldest = p;
 		p = older;
@@ -212,6 +215,7 @@ batcher_lane_take(BatcherSharedLane *lane)
 		lane->taken_head = oldest;
 	lane->taken_tail = newest;
 	LWLockRelease(&lane->lock);
+	return nimmediate;
 }
 
 /* Is nothing left to do with this chunk? */
@@ -397,7 +401,7 @@ batcher_lane_discard(BatcherSharedQueue *queue)
 	BatcherSharedLane *lane = &queue->lane;
 	dsa_pointer p;
 
-	batcher_lane_take(lane);
+	(void) batcher_lane_take(lane);
 	/* whoever walks the lists has the lock, and sees all of them or nothing */
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
 	p = lane->taken_head;

@@ -200,8 +200,17 @@ remove_dropped(uint64 generation)
 			continue;
 		}
 		view = find_view(queue);
-		if (view == NULL && !batcher_slot_own_lane(my_slot, queue))
-			continue;
+		if (view == NULL)
+		{
+			if (!batcher_slot_own_lane(my_slot, queue))
+				continue;
+			/* meanwhile another worker may have taken it away */
+			if (pg_atomic_read_u32(&queue->dropped) == 0)
+			{
+				batcher_slot_disown_lane(my_slot, queue);
+				continue;
+			}
+		}
 		if (view)
 		{
 			views = list_delete_ptr(views, view);
@@ -235,18 +244,29 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 	}
 }
 
-/* Use the definitions of 'list'. */
-static void
+/*
+ * Use the definitions of 'list'.  Returns how many cannot be served, because
+ * there are more queues than entries.
+ */
+static int
 adopt_definitions(List *list, uint64 generation)
 {
+	int			unserved = 0;
 	ListCell   *lc;
 
 	foreach(lc, list)
 	{
 		BatcherQueueDef *def = lfirst(lc);
-		BatcherSharedQueue *queue = batcher_definition_shared(def);
-		BatcherLaneView *view = find_view(queue);
+		BatcherQueueKey key = {my_db->key, def->id, 0};
+		BatcherSharedQueue *queue = batcher_shmem_queue_create(key, false);
+		BatcherLaneView *view;
 
+		if (queue == NULL)
+		{
+			unserved++;
+			continue;
+		}
+		view = find_view(queue);
 		batcher_definition_publish(def, queue);
 		pg_atomic_write_u64(&queue->defined_at, generation);
 		if (queue->identity != my_worker->identity)
@@ -266,6 +286,46 @@ adopt_definitions(List *list, uint64 generation)
 		adopt_definition(view, def);
 		view->generation = generation;
 	}
+	return unserved;
+}
+
+/* Say, once for each number, that some queues are not served. */
+static void
+report_unserved(int unserved)
+{
+	static int	reported = 0;
+
+	if (unserved > 0 && unserved != reported)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg_plural("too many queues: %d is not served",
+							   "too many queues: %d are not served",
+							   unserved, unserved),
+				 errhint("Increase \"%s\" and restart the server.",
+						 "batcher.max_queues")));
+	reported = unserved;
+}
+
+/*
+ * Lanes of which 'cxt', which holds the definitions, has none are not served
+ * any more: the queue is dropped, which we may see before its entry says so,
+ * or somebody has deleted the definition by hand.
+ */
+static void
+forget_undefined(MemoryContext cxt)
+{
+	ListCell   *lc;
+
+	foreach(lc, views)
+	{
+		BatcherLaneView *view = lfirst(lc);
+
+		if (view->def == NULL || GetMemoryChunkContext(view->def) == cxt)
+			continue;
+		batcher_executor_reset(view);
+		batcher_readback_reset(view);
+		view->def = NULL;
+	}
 }
 
 /*
@@ -278,6 +338,7 @@ load_definitions(void)
 	uint64		generation = pg_atomic_read_u64(&my_db->generation);
 	MemoryContext cxt;
 	List	   *list;
+	int			unserved;
 
 	if (pg_atomic_read_u32(&my_db->gone))
 	{
@@ -301,14 +362,18 @@ load_definitions(void)
 	MemoryContextSwitchTo(cxt);
 	list = batcher_definition_list();
 	MemoryContextSwitchTo(turn_cxt);
-	adopt_definitions(list, generation);
+	unserved = adopt_definitions(list, generation);
 	remove_dropped(generation);
+	if (unserved > 0)			/* there may be room now */
+		unserved = adopt_definitions(list, generation);
+	report_unserved(unserved);
 	if (pg_atomic_read_u32(&my_db->surveyed) == 0)
 		batcher_readback_survey(my_db);
 	batcher_number_refill_early(my_db);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(turn_cxt);
 
+	forget_undefined(cxt);
 	if (defs_cxt)
 		MemoryContextDelete(defs_cxt);
 	defs_cxt = cxt;
@@ -372,8 +437,10 @@ serve_lanes(bool draining, TimestampTz *deadline)
 	*deadline = BATCHER_NEVER;
 	foreach(lc, views)
 	{
+		BatcherLaneView *view = lfirst(lc);
+
 		CHECK_FOR_INTERRUPTS();
-		if (serve_lane(lfirst(lc), draining))
+		if (view->def && serve_lane(view, draining))
 			more = true;
 	}
 	batcher_message_send();
@@ -383,6 +450,8 @@ serve_lanes(bool draining, TimestampTz *deadline)
 	{
 		BatcherLaneView *view = lfirst(lc);
 
+		if (view->def == NULL)
+			continue;
 		if (arm_lane(view))
 			more = true;
 		*deadline = Min(*deadline, view->deadline);
@@ -487,7 +556,10 @@ start_worker(void)
 									 ALLOCSET_DEFAULT_SIZES);
 }
 
-/* Take lanes that have become free since the definitions were loaded. */
+/*
+ * Take lanes that have become free since the definitions were loaded, and take
+ * dropped queues away whose drop was not yet complete then.
+ */
 static void
 take_free_lanes(bool busy)
 {
@@ -511,9 +583,12 @@ take_free_lanes(bool busy)
 			queue->identity == my_worker->identity &&
 			batcher_lane_wants_worker(queue))
 			found = true;
+		if (pg_atomic_read_u32(&queue->dropped) != 0 &&
+			(pg_atomic_read_u32(&queue->lane.owner) == 0 || find_view(queue)))
+			found = true;
 	}
 	if (found)
-		loaded_generation = 0;	/* load anew, which takes them */
+		loaded_generation = 0;	/* load anew, which does that */
 }
 
 /*
@@ -562,7 +637,10 @@ batcher_worker_main(Datum arg)
 
 		busy = serve_lanes(false, &deadline);
 		if (busy)
+		{
 			batcher_maintain_spool(false);
+			(void) pgstat_report_stat(false);
+		}
 		else
 			sleep_until(deadline);
 	}
