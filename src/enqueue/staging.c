@@ -155,9 +155,7 @@ find_lane(BatcherTarget *target)
 
 	for (i = nlanes - 1; i >= 0; i--)
 	{
-		/* the entry of a queue whose making was undone may be another's now */
-		if (lanes[i].queue == target->queue &&
-			lanes[i].queue_id == target->queue_id)
+		if (lanes[i].queue == target->queue)
 			return i;
 	}
 	if (nlanes == max_lanes)

@@ -301,9 +301,15 @@ batcher_flush(PG_FUNCTION_ARGS)
 	for (i = 0; i < nrequests; i++)
 	{
 		if (wait_until_settled(requests[i].key, upto, end) == WAIT_TIMEOUT)
+		{
+			BatcherSharedQueue *queue = batcher_shmem_queue(requests[i].key);
+
 			ereport(WARNING,
 					(errmsg("queue \"%s\" was not flushed in time",
-							requests[i].name)));
+							requests[i].name),
+					 queue && owner_pid(queue) == 0 ?
+					 errdetail("No worker serves the queue; the server's log may tell why.") : 0));
+		}
 		flushed += flushed_since(&requests[i]);
 	}
 	PG_RETURN_INT64(flushed);

@@ -308,8 +308,9 @@ report_unserved(int unserved)
 
 /*
  * Lanes of which 'cxt', which holds the definitions, has none are not served
- * any more: the queue is dropped, which we may see before its entry says so,
- * or somebody has deleted the definition by hand.
+ * any more.  Their queues are dropped, as a rule, and we may see that before
+ * the entry says so; without this we would go on with what is about to be
+ * freed.
  */
 static void
 forget_undefined(MemoryContext cxt)

@@ -230,6 +230,20 @@ SELECT batch_enqueue('tx memory', '-121') > 0 AS has_ticket;
 COMMIT;
 CALL tx_show();
 
+-- A queue that is made in a savepoint and rolled back leaves nothing to the
+-- next one: the spool has its rows under its own number.
+BEGIN;
+SELECT batch_enqueue('tx', '130') > 0 AS has_ticket;
+SAVEPOINT s;
+SELECT batch_create_queue('tx undone'), batch_enqueue('tx undone', '1') > 0;
+ROLLBACK TO s;
+SELECT batch_create_queue('tx next'), batch_pause('tx next');
+SELECT batch_enqueue('tx next', '2') > 0 AS has_ticket;
+COMMIT;
+SELECT queue, payload, durable FROM batcher.pending WHERE queue = 'tx next';
+SELECT batch_drop_queue('tx next', true);
+CALL tx_show();
+
 SELECT count(*) FROM batcher.pending;
 SELECT batch_drop_queue('tx'), batch_drop_queue('tx memory');
 DROP TABLE tx_target, tx_deferred;
