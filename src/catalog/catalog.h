@@ -53,6 +53,8 @@ extern void batcher_number_renew(BatcherSharedDatabase *db, uint64 upto);
 /* definition.c */
 extern BatcherQueueDef *batcher_definition_by_name(const char *name);
 extern List *batcher_definition_list(void);
+extern bool batcher_definition_may_manage(const BatcherQueueDef *def);
+extern BatcherQueueDef *batcher_definition_managed(const char *name);
 extern int32 batcher_definition_insert(const BatcherQueueDef *def);
 extern void batcher_definition_update(const BatcherQueueDef *def);
 extern void batcher_definition_delete(int32 id);

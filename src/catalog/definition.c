@@ -140,6 +140,37 @@ batcher_definition_list(void)
 }
 
 /*
+ * May the current user manage this queue?  Superusers may, and who has the
+ * privileges of its owner.
+ */
+bool
+batcher_definition_may_manage(const BatcherQueueDef *def)
+{
+	return superuser() ||
+		(OidIsValid(def->owner) && has_privs_of_role(GetUserId(), def->owner));
+}
+
+/*
+ * The definition of the queue with this name, which the current user may
+ * manage.  Errors: 42704, 42501.
+ */
+BatcherQueueDef *
+batcher_definition_managed(const char *name)
+{
+	BatcherQueueDef *def = batcher_definition_by_name(name);
+
+	if (def == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", name)));
+	if (!batcher_definition_may_manage(def))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for queue \"%s\"", name)));
+	return def;
+}
+
+/*
  * Run one statement as the owner of the extension, whatever the caller's
  * search_path; it must affect one row.
  */

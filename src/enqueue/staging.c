@@ -622,8 +622,10 @@ end_transaction(bool commit)
 		if (commit)
 			batcher_count(queue, BATCHER_ROWS_ENQUEUED,
 						  lane->nmemory + lane->nspilled);
-		batcher_lane_arrived(queue, lane->before, commit ? lane->nmemory : 0,
-							 commit && lane->urgent);
+		if (lane->nmemory > 0 || lane->spilling)
+			batcher_lane_arrived(queue, lane->before,
+								 commit ? lane->nmemory : 0,
+								 commit && lane->urgent);
 	}
 	reset_staging();
 }

@@ -19,7 +19,6 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
-#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -79,6 +78,10 @@ batcher_wait_is_blocked_by_us(BatcherSharedQueue *queue)
 	int			n = 1;
 	int			i;
 
+	/* who is about to drop the queue waits for the lock that we hold */
+	if (pg_atomic_read_u32(&queue->lane.frozen) != 0 &&
+		batcher_staging_active())
+		return true;
 	pids[0] = owner_pid(queue);
 	if (pids[0] == 0)
 		return false;
@@ -201,30 +204,11 @@ wait_until_settled(BatcherQueueKey key, uint64 upto, TimestampTz end)
 	return result;
 }
 
-/* May the current user manage this queue? */
-static bool
-may_manage(const BatcherQueueDef *def)
-{
-	return superuser() ||
-		(OidIsValid(def->owner) && has_privs_of_role(GetUserId(), def->owner));
-}
-
 /* The queue of argument 0, which the current user may manage. */
 static BatcherQueueDef *
 managed_queue(FunctionCallInfo fcinfo)
 {
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	BatcherQueueDef *def = batcher_definition_by_name(name);
-
-	if (def == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name)));
-	if (!may_manage(def))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for queue \"%s\"", name)));
-	return def;
+	return batcher_definition_managed(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 }
 
 /* One queue that a call flushes. */
@@ -278,7 +262,7 @@ batcher_flush(PG_FUNCTION_ARGS)
 		BatcherSharedQueue *queue;
 		FlushRequest *request = &requests[nrequests];
 
-		if (!may_manage(def))
+		if (!batcher_definition_may_manage(def))
 			continue;
 		if (def->paused)
 		{

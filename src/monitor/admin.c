@@ -16,7 +16,6 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "monitor/admin.h"
 #include "monitor/monitor.h"
 #include "nodes/pg_list.h"
 #include "storage/lmgr.h"
@@ -27,38 +26,21 @@
 #include "utils/timestamp.h"
 
 /*
- * The definition of the queue with this name, which the current user may
- * manage.  Errors: 42704, 42501.
+ * The definition of a queue that the current user may manage, locked for a
+ * change until the end of the transaction.
  */
-BatcherQueueDef *
-batcher_admin_lookup(const char *name)
-{
-	BatcherQueueDef *def = batcher_definition_by_name(name);
-
-	if (def == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name)));
-	if (!batcher_monitor_may_manage(def))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for queue \"%s\"", name)));
-	return def;
-}
-
-/* The same, locked for a change until the end of the transaction. */
 static BatcherQueueDef *
 lookup_for_change(const char *name)
 {
 	PreventCommandDuringRecovery("changing a queue");
 	for (;;)
 	{
-		BatcherQueueDef *def = batcher_admin_lookup(name);
+		BatcherQueueDef *def = batcher_definition_managed(name);
 		int32		id = def->id;
 
 		batcher_definition_lock(id, AccessExclusiveLock);
 		/* it may have changed before the lock was had */
-		def = batcher_admin_lookup(name);
+		def = batcher_definition_managed(name);
 		if (def->id == id)
 			return def;
 		batcher_definition_unlock(id, AccessExclusiveLock);
@@ -337,7 +319,7 @@ pause_or_resume(FunctionCallInfo fcinfo, bool paused)
 	{
 		BatcherQueueDef *def = lfirst(lc);
 
-		if (batcher_monitor_may_manage(def) && def->paused != paused)
+		if (batcher_definition_may_manage(def) && def->paused != paused)
 			set_paused(lookup_for_change(def->name), paused, WARNING);
 	}
 }

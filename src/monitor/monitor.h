@@ -17,7 +17,6 @@ typedef enum BatcherSight
 } BatcherSight;
 
 /* views.c */
-extern bool batcher_monitor_may_manage(const BatcherQueueDef *def);
 extern bool batcher_monitor_sees_all(void);
 extern BatcherSight batcher_monitor_sight(const BatcherQueueDef *def);
 extern BatcherQueueKey batcher_monitor_key(const BatcherQueueDef *def);

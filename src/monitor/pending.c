@@ -67,7 +67,7 @@ list_queues(PendingScan *scan)
 	{
 		BatcherQueueDef *def = lfirst(lc);
 
-		if (batcher_monitor_may_manage(def))
+		if (batcher_definition_may_manage(def))
 			scan->queues[scan->nqueues++] = def;
 	}
 	qsort(scan->queues, scan->nqueues, sizeof(*scan->queues), compare_ids);

@@ -26,22 +26,10 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "monitor/admin.h"
 #include "monitor/monitor.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
-
-/*
- * Whether the current user is a superuser or a member of the queue's owner.
- */
-bool
-batcher_monitor_may_manage(const BatcherQueueDef *def)
-{
-	return superuser() ||
-		(OidIsValid(def->owner) &&
-		 has_privs_of_role(GetUserId(), def->owner));
-}
 
 /*
  * Whether the current user sees the statistics of every queue, and all
@@ -60,7 +48,7 @@ batcher_monitor_sees_all(void)
 BatcherSight
 batcher_monitor_sight(const BatcherQueueDef *def)
 {
-	if (batcher_monitor_may_manage(def))
+	if (batcher_definition_may_manage(def))
 		return BATCHER_SIGHT_ALL;
 	return batcher_monitor_sees_all() ? BATCHER_SIGHT_STATISTICS :
 		BATCHER_SIGHT_NOTHING;
@@ -484,14 +472,14 @@ batcher_reset_stats(PG_FUNCTION_ARGS)
 	{
 		char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 
-		reset_queue(batcher_admin_lookup(name));
+		reset_queue(batcher_definition_managed(name));
 		PG_RETURN_VOID();
 	}
 	foreach(lc, batcher_definition_list())
 	{
 		BatcherQueueDef *def = lfirst(lc);
 
-		if (batcher_monitor_may_manage(def))
+		if (batcher_definition_may_manage(def))
 			reset_queue(def);
 	}
 	PG_RETURN_VOID();
