@@ -30,47 +30,14 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "access/xact.h"
 #include "base/debug.h"
 #include "enqueue/enqueue.h"
+#include "enqueue/staged.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-
-/* One lane into which the transaction has enqueued. */
-typedef struct StagedLane
-{
-	BatcherSharedQueue *queue;
-	int32		queue_id;
-	int			level;			/* nesting level that made it */
-	bool		durable;
-	bool		has_private;	/* some rows are not in the area */
-	bool		spilling;		/* batcher_lane_spill_begin was called */
-	uint64		group;			/* number of the first sealed chunk, 0: none */
-	int			nnumbered;		/* chunks before this index have numbers */
-	bool		urgent;
-	int			open;			/* index of the chunk to add to, or -1 */
-	Size		bytes;			/* in the area */
-	int			nmemory;		/* rows pushed; set at PRE_COMMIT */
-	int			nspilled;		/* rows spilled; set at PRE_COMMIT */
-	uint64		before;
-} StagedLane;
-
-/* One chunk; the array is in the order of making, so of levels. */
-typedef struct StagedChunk
-{
-	BatcherChunk *chunk;		/* NULL: sealed */
-	BatcherRow *last;
-	int			lane;
-	int			level;
-	int			nrows;			/* of a sealed one */
-	uint64		first_ticket;	/* the same */
-	uint64		last_ticket;
-	bool		pushed;
-} StagedChunk;
 
 #define INLINE_LANES	4
 #define INLINE_CHUNKS	8
@@ -88,10 +55,6 @@ static int	max_chunks = INLINE_CHUNKS;
 static bool active = false;		/* the spool is locked */
 static Oid	locked_spool = InvalidOid;
 static int	locked_level;		/* nesting level that holds the lock */
-
-/* The name of the user that enqueued last, for the spool. */
-static Oid	named_user = InvalidOid;
-static char user_name[NAMEDATALEN];
 
 /* Bytes of one lane that a transaction keeps in the area before it seals. */
 static Size
@@ -192,108 +155,6 @@ reserve_chunk(void)
 	max_chunks *= 2;
 }
 
-/* Give back the room of a chunk that was not pushed. */
-static void
-release_chunk(StagedChunk *staged)
-{
-	StagedLane *lane = &lanes[staged->lane];
-	Size		bytes;
-
-	if (staged->chunk == NULL || staged->pushed)
-		return;
-	if (!(staged->chunk->flags & BATCHER_CHUNK_PRIVATE))
-	{
-		bytes = batcher_chunk_bytes(staged->chunk);
-		lane->bytes -= bytes;
-		(void) pg_atomic_fetch_sub_u64(&lane->queue->lane.nbytes, bytes);
-		batcher_slab_unref(staged->chunk);
-	}
-	/* private memory goes with the transaction's */
-	staged->chunk = NULL;
-}
-
-static const char *
-enqueuer_name(Oid role)
-{
-	if (named_user != role)
-	{
-		char	   *name = GetUserNameFromId(role, true);
-
-		strlcpy(user_name, name ? name : "", sizeof(user_name));
-		named_user = role;
-		if (name)
-			pfree(name);
-	}
-	return user_name;
-}
-
-/*
- * The home of tuples that a lane spills: nowhere, or, where the transaction
- * has sealed chunks, its group of tuples, which are read back together at the
- * place of the last of them: the one that PRE_COMMIT numbers.
- */
-static uint64
-spilled_home(const StagedLane *lane)
-{
-	return (uint64) -(int64) lane->group;
-}
-
-/* Number the chunks of a lane before 'end' that have no number yet. */
-static void
-number_chunks(BatcherSharedDatabase *db, int lane_index, int end)
-{
-	StagedLane *lane = &lanes[lane_index];
-	int			i;
-
-	for (i = lane->nnumbered; i < end; i++)
-	{
-		BatcherChunk *chunk = chunks[i].chunk;
-
-		if (chunks[i].lane == lane_index && chunk && chunk->number == 0)
-			chunk->number = batcher_number_take(db);
-	}
-	lane->nnumbered = end;
-}
-
-/*
- * Write a chunk to the spool now and let go of its memory.  Its rows are read
- * back after the commit.
- */
-static void
-seal_chunk(StagedChunk *staged)
-{
-	StagedLane *lane = &lanes[staged->lane];
-	BatcherChunk *chunk = staged->chunk;
-	Relation	spool = table_open(locked_spool, NoLock);
-	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
-											  "batcher seal",
-											  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(cxt);
-	ItemPointerData tid;
-
-	/* what was enqueued before comes before, even if it is not sealed */
-	number_chunks(batcher_catalog_database(), staged->lane,
-				  staged - chunks + 1);
-	if (lane->group == 0)
-		lane->group = chunk->number;
-	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
-						spilled_home(lane),
-						enqueuer_name(chunk->enqueued_by), &tid);
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(cxt);
-	table_close(spool, NoLock);
-
-	lane->has_private = true;
-	staged->nrows = chunk->nrows;
-	staged->first_ticket = chunk->first_ticket;
-	staged->last_ticket = chunk->first_ticket + staged->last->ticket;
-	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
-		pfree(batcher_private_chunk(chunk));
-	else
-		release_chunk(staged);
-	staged->chunk = NULL;
-}
-
 /* Does this row have to be, or go on, outside of the area? */
 static bool
 area_refuses(BatcherTarget *target, Size size)
@@ -391,7 +252,8 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts)
 				staged->level == GetCurrentTransactionNestLevel() &&
 				((staged->chunk->flags & BATCHER_CHUNK_PRIVATE) ||
 				 lane->bytes > seal_limit()))
-				seal_chunk(staged);
+				batcher_staged_seal(lanes, chunks, staged - chunks,
+									locked_spool);
 		}
 	}
 	if (row == NULL)
@@ -463,51 +325,6 @@ batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
 	return false;
 }
 
-/* Store the staged chunks of durable lanes in the spool. */
-static void
-write_spool(BatcherSharedDatabase *db)
-{
-	Relation	spool = table_open(locked_spool, NoLock);
-	uint32		version;
-	bool		known = batcher_spool_version(db, spool, &version);
-	int			i;
-
-	/* whoever may store out of line has to have one */
-	PushActiveSnapshot(GetTransactionSnapshot());
-	for (i = 0; i < nchunks; i++)
-	{
-		StagedLane *lane = &lanes[chunks[i].lane];
-		BatcherChunk *chunk = chunks[i].chunk;
-
-		if (!lane->durable)
-			continue;
-		if (!lane->spilling && (!known || lane->has_private ||
-								batcher_lane_spilled(&lane->queue->lane)))
-		{
-			batcher_lane_spill_begin(&lane->queue->lane);
-			lane->spilling = true;
-		}
-		if (chunk == NULL)
-		{
-			lane->nspilled += chunks[i].nrows;
-			continue;
-		}
-		batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
-							lane->spilling ? spilled_home(lane) :
-							batcher_spool_home(version),
-							enqueuer_name(chunk->enqueued_by), &chunk->tid);
-		chunk->flags |= BATCHER_CHUNK_DURABLE;
-		chunk->spool_version = version;
-		if (lane->spilling)
-		{
-			lane->nspilled += chunk->nrows;
-			release_chunk(&chunks[i]);
-		}
-	}
-	PopActiveSnapshot();
-	table_close(spool, NoLock);
-}
-
 /*
  * Rows cannot be stored when their transaction has dropped the extension,
  * even if it has made it anew.
@@ -554,7 +371,7 @@ prepare_commit(void)
 			chunks[i].chunk->number = batcher_number_take(db);
 	}
 	if (durable)
-		write_spool(db);
+		batcher_staged_write(lanes, chunks, nchunks, locked_spool);
 	batcher_debug_point("spool-written");
 
 	for (i = 0; i < nchunks; i++)
@@ -602,7 +419,7 @@ end_transaction(bool commit)
 		if (chunks[i].pushed)
 			batcher_lane_decide(chunks[i].chunk, commit, now);
 		else
-			release_chunk(&chunks[i]);
+			batcher_staged_release(lanes, &chunks[i]);
 	}
 	for (i = 0; i < nlanes; i++)
 	{
@@ -684,7 +501,7 @@ staging_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		while (nchunks > 0 && chunks[nchunks - 1].level >= level)
-			release_chunk(&chunks[--nchunks]);
+			batcher_staged_release(lanes, &chunks[--nchunks]);
 
 		/* the queue may have been made at this level, and be gone with it */
 		while (nlanes > 0 && lanes[nlanes - 1].level >= level)

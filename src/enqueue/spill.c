@@ -1,0 +1,180 @@
+/*
+ * spill.c
+ *	  Staged rows on their way to the spool.
+ *
+ * At PRE_COMMIT the chunks of durable lanes are written as tuples.  A lane
+ * that has spilled rows, or of which the transaction has rows that are not in
+ * the area, gets no chunk then: all its durable rows spill, so that order is
+ * kept.  A large transaction writes ("seals") full chunks before, in the
+ * statement and in the subtransaction that made them.  Client backends, and
+ * workers for rows that a flush enqueues.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "enqueue/enqueue.h"
+#include "enqueue/staged.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* The name of the user that enqueued last, for the spool. */
+static Oid	named_user = InvalidOid;
+static char user_name[NAMEDATALEN];
+
+/*
+ * Give back the room of a chunk that was not pushed.  Also in commit and abort
+ * callbacks.
+ */
+void
+batcher_staged_release(StagedLane *lanes, StagedChunk *staged)
+{
+	StagedLane *lane = &lanes[staged->lane];
+	Size		bytes;
+
+	if (staged->chunk == NULL || staged->pushed)
+		return;
+	if (!(staged->chunk->flags & BATCHER_CHUNK_PRIVATE))
+	{
+		bytes = batcher_chunk_bytes(staged->chunk);
+		lane->bytes -= bytes;
+		(void) pg_atomic_fetch_sub_u64(&lane->queue->lane.nbytes, bytes);
+		batcher_slab_unref(staged->chunk);
+	}
+	/* private memory goes with the transaction's */
+	staged->chunk = NULL;
+}
+
+static const char *
+enqueuer_name(Oid role)
+{
+	if (named_user != role)
+	{
+		char	   *name = GetUserNameFromId(role, true);
+
+		strlcpy(user_name, name ? name : "", sizeof(user_name));
+		named_user = role;
+		if (name)
+			pfree(name);
+	}
+	return user_name;
+}
+
+/*
+ * The home of tuples that a lane spills: nowhere, or, where the transaction
+ * has sealed chunks, its group of tuples, which are read back together at the
+ * place of the last of them: the one that PRE_COMMIT numbers.
+ */
+static uint64
+spilled_home(const StagedLane *lane)
+{
+	return (uint64) -(int64) lane->group;
+}
+
+/* Number the chunks of a lane before 'end' that have no number yet. */
+static void
+number_chunks(StagedLane *lanes, StagedChunk *chunks, int lane_index, int end)
+{
+	BatcherSharedDatabase *db = batcher_catalog_database();
+	StagedLane *lane = &lanes[lane_index];
+	int			i;
+
+	for (i = lane->nnumbered; i < end; i++)
+	{
+		BatcherChunk *chunk = chunks[i].chunk;
+
+		if (chunks[i].lane == lane_index && chunk && chunk->number == 0)
+			chunk->number = batcher_number_take(db);
+	}
+	lane->nnumbered = end;
+}
+
+/*
+ * Write the chunk at 'index' to the spool now and let go of its memory.  Its
+ * rows are read back after the commit.  The spool is locked.
+ */
+void
+batcher_staged_seal(StagedLane *lanes, StagedChunk *chunks, int index,
+					Oid spool_oid)
+{
+	StagedChunk *staged = &chunks[index];
+	StagedLane *lane = &lanes[staged->lane];
+	BatcherChunk *chunk = staged->chunk;
+	Relation	spool = table_open(spool_oid, NoLock);
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
+											  "batcher seal",
+											  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	ItemPointerData tid;
+
+	/* what was enqueued before comes before, even if it is not sealed */
+	number_chunks(lanes, chunks, staged->lane, index + 1);
+	if (lane->group == 0)
+		lane->group = chunk->number;
+	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
+						spilled_home(lane),
+						enqueuer_name(chunk->enqueued_by), &tid);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cxt);
+	table_close(spool, NoLock);
+
+	lane->has_private = true;
+	staged->nrows = chunk->nrows;
+	staged->first_ticket = chunk->first_ticket;
+	staged->last_ticket = chunk->first_ticket + staged->last->ticket;
+	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
+		pfree(batcher_private_chunk(chunk));
+	else
+		batcher_staged_release(lanes, staged);
+	staged->chunk = NULL;
+}
+
+/*
+ * Store the staged chunks of durable lanes in the spool, at PRE_COMMIT.  The
+ * spool is locked, and the chunks are numbered.
+ */
+void
+batcher_staged_write(StagedLane *lanes, StagedChunk *chunks, int nchunks,
+					 Oid spool_oid)
+{
+	Relation	spool = table_open(spool_oid, NoLock);
+	uint32		version;
+	bool		known = batcher_spool_version(batcher_catalog_database(), spool,
+										  &version);
+	int			i;
+
+	/* whoever may store out of line has to have one */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	for (i = 0; i < nchunks; i++)
+	{
+		StagedLane *lane = &lanes[chunks[i].lane];
+		BatcherChunk *chunk = chunks[i].chunk;
+
+		if (!lane->durable)
+			continue;
+		if (!lane->spilling && (!known || lane->has_private ||
+								batcher_lane_spilled(&lane->queue->lane)))
+		{
+			batcher_lane_spill_begin(&lane->queue->lane);
+			lane->spilling = true;
+		}
+		if (chunk == NULL)
+		{
+			lane->nspilled += chunks[i].nrows;
+			continue;
+		}
+		batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
+							lane->spilling ? spilled_home(lane) :
+							batcher_spool_home(version),
+							enqueuer_name(chunk->enqueued_by), &chunk->tid);
+		chunk->flags |= BATCHER_CHUNK_DURABLE;
+		chunk->spool_version = version;
+		if (lane->spilling)
+		{
+			lane->nspilled += chunk->nrows;
+			batcher_staged_release(lanes, &chunks[i]);
+		}
+	}
+	PopActiveSnapshot();
+	table_close(spool, NoLock);
+}
