@@ -37,9 +37,8 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
+#include "worker/lanes.h"
 #include "worker/worker.h"
 
 /* Idle for so long, a worker is willing to give its place up. */
@@ -49,12 +48,7 @@ bool		batcher_in_worker = false;
 
 static int	my_slot = -1;
 static BatcherSharedWorker *my_worker = NULL;
-static BatcherSharedDatabase *my_db = NULL;
-static List *views = NIL;		/* of BatcherLaneView, one per owned lane */
-static MemoryContext defs_cxt = NULL;	/* the definitions of the last load */
 static MemoryContext turn_cxt = NULL;	/* reset at each turn */
-static uint64 loaded_generation = 0;
-static bool roles_changed = false;	/* since the last load began */
 static volatile sig_atomic_t got_sigterm = false;
 
 static void
@@ -76,22 +70,6 @@ handle_sigterm(SIGNAL_ARGS)
 	}
 	SetLatch(MyLatch);
 	errno = save_errno;
-}
-
-/*
- * A role was changed or dropped.  Whether it is an owner, still there and a
- * superuser is in the definitions, so none of them holds any more: a flush
- * that has just begun its transaction does nothing then.
- */
-static void
-forget_roles(Datum arg, int cacheid, uint32 hashvalue)
-{
-	ListCell   *lc;
-
-	roles_changed = true;
-	loaded_generation = 0;
-	foreach(lc, views)
-		((BatcherLaneView *) lfirst(lc))->generation = 0;
 }
 
 /* What a setting of the database or a role must not change in a flush. */
@@ -117,272 +95,6 @@ override_settings(void)
 	for (i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
 						PGC_S_OVERRIDE);
-}
-
-/* Stop owning a lane. */
-static void
-drop_view(BatcherLaneView *view)
-{
-	batcher_executor_reset(view);
-	batcher_readback_reset(view);
-	batcher_slot_disown_lane(my_slot, view->queue);
-	pfree(view);
-}
-
-static BatcherLaneView *
-find_view(BatcherSharedQueue *queue)
-{
-	ListCell   *lc;
-
-	foreach(lc, views)
-	{
-		BatcherLaneView *view = lfirst(lc);
-
-		if (view->queue == queue)
-			return view;
-	}
-	return NULL;
-}
-
-/* Say what is flushed now. */
-static void
-report_flush(BatcherSharedQueue *queue, int rows)
-{
-	batcher_slot_report(my_slot, queue, rows);
-}
-
-/* Own the lane of a queue, if it is ours to own; NULL if not. */
-static BatcherLaneView *
-take_lane(BatcherSharedQueue *queue)
-{
-	BatcherLaneView *view;
-	MemoryContext old;
-
-	if (!batcher_slot_own_lane(my_slot, queue))
-		return NULL;
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	view = palloc0(sizeof(BatcherLaneView));
-	view->db = my_db;
-	view->queue = queue;
-	view->report = report_flush;
-	view->nimmediate = -1;		/* not counted yet */
-	view->deadline = BATCHER_NEVER;
-	views = lappend(views, view);
-	MemoryContextSwitchTo(old);
-
-	/* what the last owner may have left undone after its last commit */
-	batcher_lane_sweep(queue, PG_INT32_MAX);
-	return view;
-}
-
-/*
- * Take away the entries of queues whose drop has committed, and hold those of
- * which there is no definition (not yet, or not any more): nobody is to come
- * for their rows.
- */
-static void
-remove_dropped(uint64 generation)
-{
-	BatcherSharedQueue **list;
-	int			n;
-
-	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
-	n = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
-	while (n-- > 0)
-	{
-		BatcherSharedQueue *queue = list[n];
-		BatcherLaneView *view;
-
-		if (pg_atomic_read_u32(&queue->dropped) == 0)
-		{
-			if (pg_atomic_read_u64(&queue->defined_at) < generation)
-				pg_atomic_write_u32(&queue->paused, 1);
-			continue;
-		}
-		view = find_view(queue);
-		if (view == NULL)
-		{
-			if (!batcher_slot_own_lane(my_slot, queue))
-				continue;
-			/* meanwhile another worker may have taken it away */
-			if (pg_atomic_read_u32(&queue->dropped) == 0)
-			{
-				batcher_slot_disown_lane(my_slot, queue);
-				continue;
-			}
-		}
-		if (view)
-		{
-			views = list_delete_ptr(views, view);
-			batcher_executor_reset(view);
-			batcher_readback_reset(view);
-			pfree(view);
-		}
-		batcher_lane_discard(queue);
-		batcher_shmem_queue_remove(queue->key);
-	}
-}
-
-/* Use a definition; if it is a changed one, a failing queue is tried anew. */
-static void
-adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
-{
-	BatcherQueueDef *old = view->def;
-
-	batcher_executor_reset(view);
-	view->def = def;
-	if (old == NULL)
-		batcher_message_recover(view);
-	else if (strcmp(old->search_path, def->search_path) != 0 ||
-			 (old->flush_sql == NULL) != (def->flush_sql == NULL) ||
-			 (def->flush_sql && strcmp(old->flush_sql, def->flush_sql) != 0) ||
-			 VARSIZE(old->given) != VARSIZE(def->given) ||
-			 memcmp(old->given, def->given, VARSIZE(def->given)) != 0)
-	{
-		pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
-		view->forced_upto = 0;
-	}
-}
-
-/*
- * Use the definitions of 'list'.  Returns how many cannot be served, because
- * there are more queues than entries.
- */
-static int
-adopt_definitions(List *list, uint64 generation)
-{
-	int			unserved = 0;
-	ListCell   *lc;
-
-	foreach(lc, list)
-	{
-		BatcherQueueDef *def = lfirst(lc);
-		BatcherQueueKey key = {my_db->key, def->id, 0};
-		BatcherSharedQueue *queue = batcher_shmem_queue_create(key, false);
-		BatcherLaneView *view;
-
-		if (queue == NULL)
-		{
-			unserved++;
-			continue;
-		}
-		view = find_view(queue);
-		batcher_definition_publish(def, queue);
-		pg_atomic_write_u64(&queue->defined_at, generation);
-		if (queue->identity != my_worker->identity)
-		{
-			/* another owner now: another worker's */
-			if (view)
-			{
-				views = list_delete_ptr(views, view);
-				drop_view(view);
-			}
-			continue;
-		}
-		if (view == NULL)
-			view = take_lane(queue);
-		if (view == NULL)
-			continue;
-		adopt_definition(view, def);
-		view->generation = generation;
-	}
-	return unserved;
-}
-
-/* Say, once for each number, that some queues are not served. */
-static void
-report_unserved(int unserved)
-{
-	static int	reported = 0;
-
-	if (unserved > 0 && unserved != reported)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg_plural("too many queues: %d is not served",
-							   "too many queues: %d are not served",
-							   unserved, unserved),
-				 errhint("Increase \"%s\" and restart the server.",
-						 "batcher.max_queues")));
-	reported = unserved;
-}
-
-/*
- * Lanes of which 'cxt', which holds the definitions, has none are not served
- * any more.  Their queues are dropped, as a rule, and we may see that before
- * the entry says so; without this we would go on with what is about to be
- * freed.
- */
-static void
-forget_undefined(MemoryContext cxt)
-{
-	ListCell   *lc;
-
-	foreach(lc, views)
-	{
-		BatcherLaneView *view = lfirst(lc);
-
-		if (view->def == NULL || GetMemoryChunkContext(view->def) == cxt)
-			continue;
-		batcher_executor_reset(view);
-		batcher_readback_reset(view);
-		view->def = NULL;
-	}
-}
-
-/*
- * Load the definitions, if they have changed or lanes may have become free.
- * False if the extension is gone.
- */
-static bool
-load_definitions(void)
-{
-	uint64		generation = pg_atomic_read_u64(&my_db->generation);
-	MemoryContext cxt;
-	List	   *list;
-	int			unserved;
-
-	if (pg_atomic_read_u32(&my_db->gone))
-	{
-		/* the launcher need not wonder about a short life */
-		pg_atomic_write_u32(&my_worker->leave, 1);
-		return false;
-	}
-	if (generation == loaded_generation)
-		return true;
-
-	cxt = AllocSetContextCreate(TopMemoryContext, "batcher definitions",
-								ALLOCSET_DEFAULT_SIZES);
-	roles_changed = false;
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (batcher_catalog_find(true) == NULL)
-	{
-		CommitTransactionCommand();
-		return false;
-	}
-	MemoryContextSwitchTo(cxt);
-	list = batcher_definition_list();
-	MemoryContextSwitchTo(turn_cxt);
-	unserved = adopt_definitions(list, generation);
-	remove_dropped(generation);
-	if (unserved > 0)			/* there may be room now */
-		unserved = adopt_definitions(list, generation);
-	report_unserved(unserved);
-	if (pg_atomic_read_u32(&my_db->surveyed) == 0)
-		batcher_readback_survey(my_db);
-	batcher_number_refill_early(my_db);
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(turn_cxt);
-
-	forget_undefined(cxt);
-	if (defs_cxt)
-		MemoryContextDelete(defs_cxt);
-	defs_cxt = cxt;
-	loaded_generation = generation;
-	if (roles_changed)			/* maybe after we had looked */
-		forget_roles((Datum) 0, AUTHOID, 0);
-	batcher_shmem_wake_launcher();	/* other identities may have work */
-	return true;
 }
 
 /* Flush a batch of one lane; true if there may be more. */
@@ -436,7 +148,7 @@ serve_lanes(bool draining, TimestampTz *deadline)
 	bool		more = false;
 
 	*deadline = BATCHER_NEVER;
-	foreach(lc, views)
+	foreach(lc, batcher_lane_views)
 	{
 		BatcherLaneView *view = lfirst(lc);
 
@@ -447,7 +159,7 @@ serve_lanes(bool draining, TimestampTz *deadline)
 	batcher_message_send();
 	if (more || draining)
 		return more;
-	foreach(lc, views)
+	foreach(lc, batcher_lane_views)
 	{
 		BatcherLaneView *view = lfirst(lc);
 
@@ -470,7 +182,7 @@ drain(void)
 										   batcher_shutdown_timeout);
 	TimestampTz deadline;
 
-	while (load_definitions() && serve_lanes(true, &deadline) &&
+	while (batcher_lanes_load() && serve_lanes(true, &deadline) &&
 		   batcher_clock_now() < end)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -531,7 +243,7 @@ sleep_until(TimestampTz deadline)
 static void
 start_worker(void)
 {
-	const BatcherCatalog *catalog;
+	BatcherSharedDatabase *db = NULL;
 
 	BackgroundWorkerInitializeConnectionByOid(my_worker->db.dboid, InvalidOid,
 											  0);
@@ -541,55 +253,19 @@ start_worker(void)
 	batcher_executor_install();
 	batcher_settle_install();
 	batcher_message_install();
-	CacheRegisterSyscacheCallback(AUTHOID, forget_roles, (Datum) 0);
 	(void) batcher_shmem_area();
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	catalog = batcher_catalog_find(true);
-	if (catalog)
-		my_db = batcher_catalog_database();
+	if (batcher_catalog_find(true))
+		db = batcher_catalog_database();
 	CommitTransactionCommand();
-	batcher_slot_set_extension(my_slot, my_db ? my_db->key.extoid : InvalidOid);
-	if (my_db == NULL)
+	batcher_slot_set_extension(my_slot, db ? db->key.extoid : InvalidOid);
+	if (db == NULL)
 		proc_exit(0);
+	batcher_lanes_start(my_slot, db);
 	turn_cxt = AllocSetContextCreate(TopMemoryContext, "batcher turn",
 									 ALLOCSET_DEFAULT_SIZES);
-}
-
-/*
- * Take lanes that have become free since the definitions were loaded, and take
- * dropped queues away whose drop was not yet complete then.
- */
-static void
-take_free_lanes(bool busy)
-{
-	BatcherSharedQueue **list;
-	int			n;
-	bool		found = false;
-	static TimestampTz look_at = 0;
-	TimestampTz now = batcher_clock_now();
-
-	/* the launcher wakes us for them; a busy worker need not look each turn */
-	if (busy && now < look_at)
-		return;
-	look_at = batcher_clock_add_ms(now, 1000);
-	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
-	n = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
-	while (n-- > 0)
-	{
-		BatcherSharedQueue *queue = list[n];
-
-		if (pg_atomic_read_u32(&queue->lane.owner) == 0 &&
-			queue->identity == my_worker->identity &&
-			batcher_lane_wants_worker(queue))
-			found = true;
-		if (pg_atomic_read_u32(&queue->dropped) != 0 &&
-			(pg_atomic_read_u32(&queue->lane.owner) == 0 || find_view(queue)))
-			found = true;
-	}
-	if (found)
-		loaded_generation = 0;	/* load anew, which does that */
 }
 
 /*
@@ -624,7 +300,7 @@ batcher_worker_main(Datum arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			loaded_generation = 0;	/* options may depend on settings */
+			batcher_lanes_reload(); /* options may depend on settings */
 		}
 		MemoryContextSwitchTo(turn_cxt);
 		MemoryContextReset(turn_cxt);
@@ -632,8 +308,8 @@ batcher_worker_main(Datum arg)
 			handle_termination();
 		if (pg_atomic_read_u32(&my_worker->leave))
 			proc_exit(0);
-		take_free_lanes(busy);
-		if (!load_definitions())
+		batcher_lanes_look_for_free(busy);
+		if (!batcher_lanes_load())
 			proc_exit(0);
 
 		busy = serve_lanes(false, &deadline);

@@ -1,0 +1,367 @@
+/*
+ * lanes.c
+ *	  The lanes that a worker owns, and the definitions that it follows.
+ *
+ * A worker takes every lane of its identity that nobody owns.  It loads the
+ * definitions when their generation has grown, when settings or roles have
+ * changed, and when a lane may have become free; what it knows beyond them,
+ * shared memory and the spool can be lost at any moment.  The worker.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "base/clock.h"
+#include "miscadmin.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "worker/lanes.h"
+#include "worker/worker.h"
+
+List	   *batcher_lane_views = NIL;
+
+static int	my_slot = -1;
+static BatcherSharedWorker *my_worker = NULL;
+static BatcherSharedDatabase *my_db = NULL;
+static MemoryContext defs_cxt = NULL;	/* the definitions of the last load */
+static uint64 loaded_generation = 0;
+static bool roles_changed = false;	/* since the last load began */
+
+/*
+ * A role was changed or dropped.  Whether it is an owner, still there and a
+ * superuser is in the definitions, so none of them holds any more: a flush
+ * that has just begun its transaction does nothing then.
+ */
+static void
+forget_roles(Datum arg, int cacheid, uint32 hashvalue)
+{
+	ListCell   *lc;
+
+	roles_changed = true;
+	loaded_generation = 0;
+	foreach(lc, batcher_lane_views)
+		((BatcherLaneView *) lfirst(lc))->generation = 0;
+}
+
+/* Stop owning a lane. */
+static void
+drop_view(BatcherLaneView *view)
+{
+	batcher_executor_reset(view);
+	batcher_readback_reset(view);
+	batcher_slot_disown_lane(my_slot, view->queue);
+	pfree(view);
+}
+
+static BatcherLaneView *
+find_view(BatcherSharedQueue *queue)
+{
+	ListCell   *lc;
+
+	foreach(lc, batcher_lane_views)
+	{
+		BatcherLaneView *view = lfirst(lc);
+
+		if (view->queue == queue)
+			return view;
+	}
+	return NULL;
+}
+
+/* Say what is flushed now. */
+static void
+report_flush(BatcherSharedQueue *queue, int rows)
+{
+	batcher_slot_report(my_slot, queue, rows);
+}
+
+/* Own the lane of a queue, if it is ours to own; NULL if not. */
+static BatcherLaneView *
+take_lane(BatcherSharedQueue *queue)
+{
+	BatcherLaneView *view;
+	MemoryContext old;
+
+	if (!batcher_slot_own_lane(my_slot, queue))
+		return NULL;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	view = palloc0(sizeof(BatcherLaneView));
+	view->db = my_db;
+	view->queue = queue;
+	view->report = report_flush;
+	view->nimmediate = -1;		/* not counted yet */
+	view->deadline = BATCHER_NEVER;
+	batcher_lane_views = lappend(batcher_lane_views, view);
+	MemoryContextSwitchTo(old);
+
+	/* what the last owner may have left undone after its last commit */
+	batcher_lane_sweep(queue, PG_INT32_MAX);
+	return view;
+}
+
+/*
+ * Take away the entries of queues whose drop has committed, and hold those of
+ * which there is no definition (not yet, or not any more): nobody is to come
+ * for their rows.
+ */
+static void
+remove_dropped(uint64 generation)
+{
+	BatcherSharedQueue **list;
+	int			n;
+
+	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
+	n = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
+	while (n-- > 0)
+	{
+		BatcherSharedQueue *queue = list[n];
+		BatcherLaneView *view;
+
+		if (pg_atomic_read_u32(&queue->dropped) == 0)
+		{
+			if (pg_atomic_read_u64(&queue->defined_at) < generation)
+				pg_atomic_write_u32(&queue->paused, 1);
+			continue;
+		}
+		view = find_view(queue);
+		if (view == NULL)
+		{
+			if (!batcher_slot_own_lane(my_slot, queue))
+				continue;
+			/* meanwhile another worker may have taken it away */
+			if (pg_atomic_read_u32(&queue->dropped) == 0)
+			{
+				batcher_slot_disown_lane(my_slot, queue);
+				continue;
+			}
+		}
+		if (view)
+		{
+			batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
+			batcher_executor_reset(view);
+			batcher_readback_reset(view);
+			pfree(view);
+		}
+		batcher_lane_discard(queue);
+		batcher_shmem_queue_remove(queue->key);
+	}
+}
+
+/* Use a definition; if it is a changed one, a failing queue is tried anew. */
+static void
+adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
+{
+	BatcherQueueDef *old = view->def;
+
+	batcher_executor_reset(view);
+	view->def = def;
+	if (old == NULL)
+		batcher_message_recover(view);
+	else if (strcmp(old->search_path, def->search_path) != 0 ||
+			 (old->flush_sql == NULL) != (def->flush_sql == NULL) ||
+			 (def->flush_sql && strcmp(old->flush_sql, def->flush_sql) != 0) ||
+			 VARSIZE(old->given) != VARSIZE(def->given) ||
+			 memcmp(old->given, def->given, VARSIZE(def->given)) != 0)
+	{
+		pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
+		view->forced_upto = 0;
+	}
+}
+
+/*
+ * Use the definitions of 'list'.  Returns how many cannot be served, because
+ * there are more queues than entries.
+ */
+static int
+adopt_definitions(List *list, uint64 generation)
+{
+	int			unserved = 0;
+	ListCell   *lc;
+
+	foreach(lc, list)
+	{
+		BatcherQueueDef *def = lfirst(lc);
+		BatcherQueueKey key = {my_db->key, def->id, 0};
+		BatcherSharedQueue *queue = batcher_shmem_queue_create(key, false);
+		BatcherLaneView *view;
+
+		if (queue == NULL)
+		{
+			unserved++;
+			continue;
+		}
+		view = find_view(queue);
+		batcher_definition_publish(def, queue);
+		pg_atomic_write_u64(&queue->defined_at, generation);
+		if (queue->identity != my_worker->identity)
+		{
+			/* another owner now: another worker's */
+			if (view)
+			{
+				batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
+				drop_view(view);
+			}
+			continue;
+		}
+		if (view == NULL)
+			view = take_lane(queue);
+		if (view == NULL)
+			continue;
+		adopt_definition(view, def);
+		view->generation = generation;
+	}
+	return unserved;
+}
+
+/* Say, once for each number, that some queues are not served. */
+static void
+report_unserved(int unserved)
+{
+	static int	reported = 0;
+
+	if (unserved > 0 && unserved != reported)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg_plural("too many queues: %d is not served",
+							   "too many queues: %d are not served",
+							   unserved, unserved),
+				 errhint("Increase \"%s\" and restart the server.",
+						 "batcher.max_queues")));
+	reported = unserved;
+}
+
+/*
+ * Lanes of which 'cxt', which holds the definitions, has none are not served
+ * any more.  Their queues are dropped, as a rule, and we may see that before
+ * the entry says so; without this we would go on with what is about to be
+ * freed.
+ */
+static void
+forget_undefined(MemoryContext cxt)
+{
+	ListCell   *lc;
+
+	foreach(lc, batcher_lane_views)
+	{
+		BatcherLaneView *view = lfirst(lc);
+
+		if (view->def == NULL || GetMemoryChunkContext(view->def) == cxt)
+			continue;
+		batcher_executor_reset(view);
+		batcher_readback_reset(view);
+		view->def = NULL;
+	}
+}
+
+/*
+ * Load the definitions, if they have changed or lanes may have become free.
+ * False if the extension is gone.
+ */
+bool
+batcher_lanes_load(void)
+{
+	uint64		generation = pg_atomic_read_u64(&my_db->generation);
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext cxt;
+	List	   *list;
+	int			unserved;
+
+	if (pg_atomic_read_u32(&my_db->gone))
+	{
+		/* the launcher need not wonder about a short life */
+		pg_atomic_write_u32(&my_worker->leave, 1);
+		return false;
+	}
+	if (generation == loaded_generation)
+		return true;
+
+	cxt = AllocSetContextCreate(TopMemoryContext, "batcher definitions",
+								ALLOCSET_DEFAULT_SIZES);
+	roles_changed = false;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (batcher_catalog_find(true) == NULL)
+	{
+		CommitTransactionCommand();
+		return false;
+	}
+	MemoryContextSwitchTo(cxt);
+	list = batcher_definition_list();
+	MemoryContextSwitchTo(caller);
+	unserved = adopt_definitions(list, generation);
+	remove_dropped(generation);
+	if (unserved > 0)			/* there may be room now */
+		unserved = adopt_definitions(list, generation);
+	report_unserved(unserved);
+	if (pg_atomic_read_u32(&my_db->surveyed) == 0)
+		batcher_readback_survey(my_db);
+	batcher_number_refill_early(my_db);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
+
+	forget_undefined(cxt);
+	if (defs_cxt)
+		MemoryContextDelete(defs_cxt);
+	defs_cxt = cxt;
+	loaded_generation = generation;
+	if (roles_changed)			/* maybe after we had looked */
+		forget_roles((Datum) 0, AUTHOID, 0);
+	batcher_shmem_wake_launcher();	/* other identities may have work */
+	return true;
+}
+
+/*
+ * Take lanes that have become free since the definitions were loaded, and take
+ * dropped queues away whose drop was not yet complete then.
+ */
+void
+batcher_lanes_look_for_free(bool busy)
+{
+	BatcherSharedQueue **list;
+	int			n;
+	bool		found = false;
+	static TimestampTz look_at = 0;
+	TimestampTz now = batcher_clock_now();
+
+	/* the launcher wakes us for them; a busy worker need not look each turn */
+	if (busy && now < look_at)
+		return;
+	look_at = batcher_clock_add_ms(now, 1000);
+	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
+	n = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
+	while (n-- > 0)
+	{
+		BatcherSharedQueue *queue = list[n];
+
+		if (pg_atomic_read_u32(&queue->lane.owner) == 0 &&
+			queue->identity == my_worker->identity &&
+			batcher_lane_wants_worker(queue))
+			found = true;
+		if (pg_atomic_read_u32(&queue->dropped) != 0 &&
+			(pg_atomic_read_u32(&queue->lane.owner) == 0 || find_view(queue)))
+			found = true;
+	}
+	if (found)
+		loaded_generation = 0;	/* load anew, which does that */
+}
+
+/*
+ * Have the definitions loaded at the next turn, changed or not.
+ */
+void
+batcher_lanes_reload(void)
+{
+	loaded_generation = 0;
+}
+
+/*
+ * Begin, as the worker of this slot, in the database of 'db'.  Once.
+ */
+void
+batcher_lanes_start(int slot, BatcherSharedDatabase *db)
+{
+	my_slot = slot;
+	my_worker = &batcher_shared->workers[slot];
+	my_db = db;
+	CacheRegisterSyscacheCallback(AUTHOID, forget_roles, (Datum) 0);
+}
