@@ -20,7 +20,6 @@ typedef struct BatcherCatalog
 	Oid			owner;			/* of the extension */
 	Oid			schema;			/* "batcher" */
 	Oid			queue_table;	/* batcher.queue_definition */
-	Oid			queue_pkey;		/* its index on id */
 	Oid			queue_name_index;	/* its index on name */
 	Oid			spool;			/* batcher.spool */
 	Oid			number_sequence;	/* batcher.number */
@@ -70,7 +69,6 @@ extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
 extern bool batcher_definition_writing; /* our own function writes */
 extern uint64 batcher_change_local; /* grows when this transaction's view of
 									 * the definitions changes */
-extern void batcher_change_note(void);
 extern void batcher_change_freeze(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
 extern void batcher_change_note_dropped(BatcherSharedQueue *queue);

@@ -96,8 +96,8 @@ add_change(ChangeKind kind, BatcherSharedQueue *queue,
  * Definitions were changed in this transaction.  The script of the extension
  * changes them too; until that is committed no worker would find it.
  */
-void
-batcher_change_note(void)
+static void
+note_change(void)
 {
 	if (batcher_shared == NULL)
 		return;
@@ -362,7 +362,7 @@ batcher_changed(PG_FUNCTION_ARGS)
 						"batcher.changed")));
 	if (TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event))
 		refuse_direct_change();
-	batcher_change_note();
+	note_change();
 	return PointerGetDatum(NULL);
 }
 
@@ -397,7 +397,7 @@ note_arrival(void)
 {
 	if (batcher_shared == NULL)
 		return;
-	batcher_change_note();
+	note_change();
 	note_level(&arrived_level);
 }
 

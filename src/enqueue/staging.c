@@ -299,28 +299,16 @@ bool
 batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
 {
 	int			i;
-	int			j;
 
 	for (i = 0; i < nchunks; i++)
 	{
-		BatcherChunk *chunk = chunks[i].chunk;
-		BatcherRow *row;
+		StagedChunk *staged = &chunks[i];
 
-		if (lanes[chunks[i].lane].queue != queue)
+		if (lanes[staged->lane].queue != queue)
 			continue;
-		if (chunk == NULL)
-		{
-			if (ticket >= chunks[i].first_ticket &&
-				ticket <= chunks[i].last_ticket)
-				return true;
-			continue;
-		}
-		row = batcher_chunk_first(chunk);
-		for (j = 0; j < chunk->nrows; j++, row = batcher_row_next(row))
-		{
-			if (chunk->first_ticket + row->ticket == ticket)
-				return true;
-		}
+		if (staged->chunk ? batcher_chunk_has_ticket(staged->chunk, ticket) :
+			(ticket >= staged->first_ticket && ticket <= staged->last_ticket))
+			return true;
 	}
 	return false;
 }

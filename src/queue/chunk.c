@@ -180,3 +180,22 @@ batcher_chunk_bytes(const BatcherChunk *chunk)
 		row = batcher_row_next(row);
 	return (char *) row - (const char *) chunk;
 }
+
+/*
+ * Whether a chunk has a row with this ticket.
+ */
+bool
+batcher_chunk_has_ticket(const BatcherChunk *chunk, uint64 ticket)
+{
+	BatcherRow *row = batcher_chunk_first(chunk);
+	int			i;
+
+	if (ticket < chunk->first_ticket)
+		return false;
+	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+	{
+		if (chunk->first_ticket + row->ticket == ticket)
+			return true;
+	}
+	return false;
+}

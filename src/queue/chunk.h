@@ -132,6 +132,8 @@ extern BatcherRow *batcher_chunk_add(BatcherChunk *chunk, BatcherRow *last,
 extern void batcher_row_read(const BatcherChunk *chunk, BatcherRow *row,
 							 BatcherRowParts *parts);
 extern Size batcher_chunk_bytes(const BatcherChunk *chunk);
+extern bool batcher_chunk_has_ticket(const BatcherChunk *chunk,
+									 uint64 ticket);
 
 /* lane.c */
 extern bool batcher_lane_spilled(BatcherSharedLane *lane);

@@ -29,25 +29,6 @@ batcher_lane_spilled(BatcherSharedLane *lane)
 	return (pg_atomic_read_u64(&lane->spill) & BATCHER_SPILL_SPILLED) != 0;
 }
 
-/* Change the spill word: set 'bits', add 'delta' committers, grow the version. */
-static void
-change_spill(BatcherSharedLane *lane, uint64 bits, int delta)
-{
-	uint64		seen = pg_atomic_read_u64(&lane->spill);
-	uint64		want;
-
-	do
-	{
-		want = (seen & ~BATCHER_SPILL_VERSION) |
-			((seen + 1) & BATCHER_SPILL_VERSION);
-		want |= bits;
-		if (delta > 0)
-			want += BATCHER_SPILL_ONE;
-		else if (delta < 0)
-			want -= BATCHER_SPILL_ONE;
-	} while (!pg_atomic_compare_exchange_u64(&lane->spill, &seen, want));
-}
-
 /*
  * The caller's transaction is about to commit rows that are in the spool
  * only.  From now on the lane counts as spilled.
@@ -55,7 +36,7 @@ change_spill(BatcherSharedLane *lane, uint64 bits, int delta)
 void
 batcher_lane_spill_begin(BatcherSharedLane *lane)
 {
-	change_spill(lane, BATCHER_SPILL_SPILLED, 1);
+	batcher_spill_change(lane, BATCHER_SPILL_SPILLED, 1);
 }
 
 /*
@@ -65,7 +46,7 @@ batcher_lane_spill_begin(BatcherSharedLane *lane)
 void
 batcher_lane_spill_end(BatcherSharedLane *lane)
 {
-	change_spill(lane, 0, -1);
+	batcher_spill_change(lane, 0, -1);
 }
 
 /*
@@ -74,7 +55,7 @@ batcher_lane_spill_end(BatcherSharedLane *lane)
 void
 batcher_lane_spill_mark(BatcherSharedLane *lane)
 {
-	change_spill(lane, BATCHER_SPILL_SPILLED, 0);
+	batcher_spill_change(lane, BATCHER_SPILL_SPILLED, 0);
 }
 
 /*
@@ -322,22 +303,20 @@ batcher_lane_empty(BatcherSharedLane *lane)
 }
 
 /*
- * Does a chunk have a row with this ticket?  A settled one counts, because
- * the fates of its rows may not be recorded yet.
+ * Does a chunk of the list that begins at 'p' have a row with this ticket?  A
+ * settled one counts, because the fates of its rows may not be recorded yet.
  */
 static bool
-chunk_has_ticket(BatcherChunk *chunk, uint64 ticket)
+list_has_ticket(dsa_pointer p, uint64 ticket)
 {
-	BatcherRow *row = batcher_chunk_first(chunk);
-	int			i;
-
-	if (ticket < chunk->first_ticket ||
-		pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_VOID)
-		return false;
-	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+	while (DsaPointerIsValid(p))
 	{
-		if (chunk->first_ticket + row->ticket == ticket)
+		BatcherChunk *chunk = batcher_area_address(p);
+
+		if (pg_atomic_read_u32(&chunk->state) != BATCHER_CHUNK_VOID &&
+			batcher_chunk_has_ticket(chunk, ticket))
 			return true;
+		p = chunk->next;
 	}
 	return false;
 }
@@ -350,24 +329,11 @@ bool
 batcher_lane_may_have_ticket(BatcherSharedLane *lane, uint64 ticket)
 {
 	bool		may;
-	dsa_pointer p;
 
 	LWLockAcquire(&lane->lock, LW_SHARED);
-	may = batcher_lane_spilled(lane);
-	for (p = lane->taken_head; DsaPointerIsValid(p) && !may;)
-	{
-		BatcherChunk *chunk = batcher_area_address(p);
-
-		may = chunk_has_ticket(chunk, ticket);
-		p = chunk->next;
-	}
-	for (p = pg_atomic_read_u64(&lane->inbox); DsaPointerIsValid(p) && !may;)
-	{
-		BatcherChunk *chunk = batcher_area_address(p);
-
-		may = chunk_has_ticket(chunk, ticket);
-		p = chunk->next;
-	}
+	may = batcher_lane_spilled(lane) ||
+		list_has_ticket(lane->taken_head, ticket) ||
+		list_has_ticket(pg_atomic_read_u64(&lane->inbox), ticket);
 	LWLockRelease(&lane->lock);
 	return may;
 }

@@ -19,9 +19,7 @@
  */
 #include "postgres.h"
 
-#include "base/compat.h"
 #include "queue/chunk.h"
-#include "storage/proc.h"
 #include "utils/memutils.h"
 
 typedef struct BatcherSlab
@@ -71,13 +69,11 @@ allocate_slab(Size size)
 	return slab;
 }
 
-/* This backend's parking place.  (The postmaster, at its start, has no PGPROC.) */
+/* This process's parking place. */
 static pg_atomic_uint64 *
 my_park(void)
 {
-	int			place = MyProc ? batcher_my_proc_number() : 0;
-
-	return &batcher_shared->parked_slabs[place % BATCHER_SLAB_PARKS];
+	return &batcher_shared->parked_slabs[batcher_shmem_place()];
 }
 
 /* Take the parked slab, if there is one. */

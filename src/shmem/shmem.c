@@ -410,18 +410,10 @@ batcher_shmem_database_unread(Oid dboid)
 	hash_seq_init(&status, queues);
 	while ((queue = hash_seq_search(&status)) != NULL)
 	{
-		pg_atomic_uint64 *spill = &queue->lane.spill;
-		uint64		seen = pg_atomic_read_u64(spill);
-
-		if (queue->key.db.dboid != dboid)
-			continue;
 		/* the version grows, so that nobody clears it who looked before */
-		while (!pg_atomic_compare_exchange_u64(spill, &seen,
-											   (seen & ~BATCHER_SPILL_VERSION) |
-											   ((seen + 1) & BATCHER_SPILL_VERSION) |
-											   BATCHER_SPILL_SPILLED |
-											   BATCHER_SPILL_UNKNOWN))
-			;
+		if (queue->key.db.dboid == dboid)
+			batcher_spill_change(&queue->lane, BATCHER_SPILL_SPILLED |
+								 BATCHER_SPILL_UNKNOWN, 0);
 	}
 	LWLockRelease(&batcher_shared->lock);
 }
@@ -522,6 +514,16 @@ batcher_shmem_channel(BatcherDatabaseKey db, const char *channel)
 }
 
 /*
+ * This process's place in what is kept in BATCHER_SLAB_PARKS places.  (The
+ * postmaster, at its start, has no PGPROC.)
+ */
+int
+batcher_shmem_place(void)
+{
+	return MyProc ? batcher_my_proc_number() % BATCHER_SLAB_PARKS : 0;
+}
+
+/*
  * Count rows of non-durable queues that have been committed, or, negative,
  * that have been settled.  In several places, so that committers do not meet
  * in one.
@@ -529,9 +531,7 @@ batcher_shmem_channel(BatcherDatabaseKey db, const char *channel)
 void
 batcher_shmem_add_volatile(int64 nrows)
 {
-	int			place = MyProc ? batcher_my_proc_number() : 0;
-
-	(void) pg_atomic_fetch_add_u64(&batcher_shared->volatile_rows[place % BATCHER_SLAB_PARKS],
+	(void) pg_atomic_fetch_add_u64(&batcher_shared->volatile_rows[batcher_shmem_place()],
 								   nrows);
 }
 

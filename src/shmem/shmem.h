@@ -344,6 +344,7 @@ extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
 extern BatcherSharedChannel *batcher_shmem_channel(BatcherDatabaseKey db,
 												   const char *channel);
 extern void batcher_shmem_wake_launcher(void);
+extern int	batcher_shmem_place(void);
 extern void batcher_shmem_add_volatile(int64 nrows);
 extern void batcher_shmem_report_lost(void);
 extern void batcher_shmem_wake_proc(uint32 proc);
@@ -359,6 +360,28 @@ static inline dsa_pointer
 batcher_area_pointer(void *address)
 {
 	return (dsa_pointer) ((char *) address - batcher_shared->area_base);
+}
+
+/*
+ * Change the spill word of a lane: set 'bits', add 'delta' (1, 0 or -1)
+ * committers, and grow the version.
+ */
+static inline void
+batcher_spill_change(BatcherSharedLane *lane, uint64 bits, int delta)
+{
+	uint64		seen = pg_atomic_read_u64(&lane->spill);
+	uint64		want;
+
+	do
+	{
+		want = (seen & ~BATCHER_SPILL_VERSION) |
+			((seen + 1) & BATCHER_SPILL_VERSION);
+		want |= bits;
+		if (delta > 0)
+			want += BATCHER_SPILL_ONE;
+		else if (delta < 0)
+			want -= BATCHER_SPILL_ONE;
+	} while (!pg_atomic_compare_exchange_u64(&lane->spill, &seen, want));
 }
 
 static inline ConditionVariable *

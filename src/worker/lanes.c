@@ -43,13 +43,13 @@ forget_roles(Datum arg, int cacheid, uint32 hashvalue)
 		((BatcherLaneView *) lfirst(lc))->generation = 0;
 }
 
-/* Stop owning a lane. */
+/* Forget all that is known of a lane. */
 static void
-drop_view(BatcherLaneView *view)
+forget_view(BatcherLaneView *view)
 {
+	batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
 	batcher_executor_reset(view);
 	batcher_readback_reset(view);
-	batcher_slot_disown_lane(my_slot, view->queue);
 	pfree(view);
 }
 
@@ -136,12 +136,7 @@ remove_dropped(uint64 generation)
 			}
 		}
 		if (view)
-		{
-			batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
-			batcher_executor_reset(view);
-			batcher_readback_reset(view);
-			pfree(view);
-		}
+			forget_view(view);
 		batcher_lane_discard(queue);
 		batcher_shmem_queue_remove(queue->key);
 	}
@@ -198,8 +193,8 @@ adopt_definitions(List *list, uint64 generation)
 			/* another owner now: another worker's */
 			if (view)
 			{
-				batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
-				drop_view(view);
+				forget_view(view);
+				batcher_slot_disown_lane(my_slot, queue);
 			}
 			continue;
 		}

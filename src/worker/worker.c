@@ -44,8 +44,6 @@
 /* Idle for so long, a worker is willing to give its place up. */
 #define IDLE_LONG_MS	60000
 
-bool		batcher_in_worker = false;
-
 static int	my_slot = -1;
 static BatcherSharedWorker *my_worker = NULL;
 static MemoryContext turn_cxt = NULL;	/* reset at each turn */
@@ -248,7 +246,6 @@ start_worker(void)
 	BackgroundWorkerInitializeConnectionByOid(my_worker->db.dboid, InvalidOid,
 											  0);
 	override_settings();
-	batcher_in_worker = true;
 	batcher_flush_install();
 	batcher_executor_install();
 	batcher_settle_install();

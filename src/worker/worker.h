@@ -15,7 +15,6 @@ extern PGDLLEXPORT void batcher_launcher_main(Datum arg);
 
 /* worker.c */
 extern PGDLLEXPORT void batcher_worker_main(Datum arg);
-extern bool batcher_in_worker;	/* this process is one of our workers */
 
 /* slot.c */
 extern int	batcher_slot_reserve(Oid dboid, Oid identity,
