@@ -133,11 +133,20 @@ clean_up()
 	fi
 }
 
-# Copy PostgreSQL, which finds its files relative to its programs.
+# Copy PostgreSQL, which finds its files relative to its programs: Debian's, or
+# the one that was installed below BATCHER_PREFIX.
 prepare_postgres()
 {
 	local usr=$WORK/usr major=$PG_MAJOR
 
+	if [ -n "${BATCHER_PREFIX:-}" ]; then
+		[ -x "$BATCHER_PREFIX/bin/postgres" ] ||
+			die "there is no PostgreSQL in \"$BATCHER_PREFIX\""
+		as_pg cp -r "$BATCHER_PREFIX" "$usr"
+		PGBIN=$usr/bin
+		PGREGRESS=$usr/lib/pgxs/src/test/regress/pg_regress
+		return
+	fi
 	[ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
 		die "there is no PostgreSQL $major here: see BATCHER_PG_MAJOR"
 	as_pg mkdir -p "$usr/lib/postgresql" "$usr/share/postgresql" "$usr/include"

@@ -1,8 +1,10 @@
 #!/bin/bash
 #
-# run.sh [check|regress|isolation|tap]...: build the extension and test it.
+# run.sh [check|regress|isolation|tap][:NAME,...]...: build the extension and
+# test it.
 #
-# Without arguments all four parts are run:
+# Without arguments all four parts are run; names after a colon choose among
+# the tests of a part:
 #   check      no warning by gcc and clang; includes point one way
 #   regress    test/sql against expected/, by pg_regress
 #   isolation  test/specs against expected/, by pg_isolation_regress
@@ -119,29 +121,34 @@ run_pg_regress()
 		"$out/log/postmaster.log" 2>/dev/null | tail -n 20 || true
 }
 
+# names FOLDER SUFFIX [NAME,...]: the tests there, or those that were chosen.
 names()
 {
-	(cd "$ROOT/test" && find "$1" -maxdepth 1 -name "*.$2" -printf '%f\n') |
-		sed "s/\.$2\$//" | LC_ALL=C sort
+	if [ -n "$3" ]; then
+		tr , '\n' <<<"$3"
+	else
+		(cd "$ROOT/test" && find "$1" -maxdepth 1 -name "*.$2" -printf '%f\n') |
+			sed "s/\.$2\$//" | LC_ALL=C sort
+	fi
 }
 
 run_regress()
 {
-	run_pg_regress regress "$PGREGRESS" $(names sql sql)
+	run_pg_regress regress "$PGREGRESS" $(names sql sql "$1")
 }
 
 run_isolation()
 {
 	run_pg_regress isolation \
 		"${PGREGRESS%/regress/pg_regress}/isolation/pg_isolation_regress" \
-		$(names specs spec)
+		$(names specs spec "$1")
 }
 
 run_tap()
 {
 	local files status=0 line
 
-	files=$(names t pl)
+	files=$(names t pl "$1")
 	[ -n "$files" ] || { note "no tests: tap"; return 0; }
 	cat >"$WORK/harness.pl" <<'PERL'
 # Runs TAP tests, and says at the end how many assertions passed and failed.
@@ -195,7 +202,7 @@ PERL
 
 [ $# -gt 0 ] || set -- check regress isolation tap
 for part; do
-	case $part in
+	case ${part%%:*} in
 		check|regress|isolation|tap) ;;
 		*) die "unknown part \"$part\"" ;;
 	esac
@@ -205,7 +212,7 @@ ensure_packages libipc-run-perl clang
 prepare_work
 prepare_postgres
 for part; do
-	if [ "$part" != check ]; then
+	if [ "${part%%:*}" != check ]; then
 		copy_source tested
 		build_and_install tested COPT="$TESTED_FLAGS"
 		break
@@ -213,5 +220,6 @@ for part; do
 done
 for part; do
 	note "== $part"
-	"run_$part"
+	chosen=${part#"${part%%:*}"}
+	"run_${part%%:*}" "${chosen#:}"
 done
