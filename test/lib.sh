@@ -144,17 +144,18 @@ prepare_postgres()
 			die "there is no PostgreSQL in \"$BATCHER_PREFIX\""
 		as_pg cp -r "$BATCHER_PREFIX" "$usr"
 		PGBIN=$usr/bin
-		PGREGRESS=$usr/lib/pgxs/src/test/regress/pg_regress
-		return
+	else
+		[ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
+			die "there is no PostgreSQL $major here: see BATCHER_PG_MAJOR"
+		as_pg mkdir -p "$usr/lib/postgresql" "$usr/share/postgresql" \
+			"$usr/include"
+		as_pg cp -r "/usr/lib/postgresql/$major" "$usr/lib/postgresql/"
+		as_pg cp -r "/usr/share/postgresql/$major" "$usr/share/postgresql/"
+		as_pg cp -r /usr/include/postgresql "$usr/include/"
+		PGBIN=$usr/lib/postgresql/$major/bin
 	fi
-	[ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
-		die "there is no PostgreSQL $major here: see BATCHER_PG_MAJOR"
-	as_pg mkdir -p "$usr/lib/postgresql" "$usr/share/postgresql" "$usr/include"
-	as_pg cp -r "/usr/lib/postgresql/$major" "$usr/lib/postgresql/"
-	as_pg cp -r "/usr/share/postgresql/$major" "$usr/share/postgresql/"
-	as_pg cp -r /usr/include/postgresql "$usr/include/"
-	PGBIN=$usr/lib/postgresql/$major/bin
-	PGREGRESS=$usr/lib/postgresql/$major/lib/pgxs/src/test/regress/pg_regress
+	PGREGRESS=$("$PGBIN/pg_config" --pgxs)
+	PGREGRESS=${PGREGRESS%makefiles/pgxs.mk}test/regress/pg_regress
 }
 
 # copy_source NAME: a fresh copy of the source tree, as $WORK/NAME.
