@@ -68,10 +68,34 @@ ALTER TABLE batcher.spool
 COMMENT ON TABLE batcher.spool IS
 'rows of durable queues that wait to be flushed; see the view batcher.pending';
 
+-- Rows that failed too often.  'enqueuer' is the role of 'enqueued_by'; 0: it
+-- was gone, or the row has come from another server.
+CREATE TABLE batcher.dead_row (
+    queue_id integer,
+    ticket bigint,
+    key text,
+    topic text,
+    priority integer NOT NULL,
+    payload jsonb,
+    sqlstate text NOT NULL,
+    message text,
+    detail text,
+    context text,
+    attempts integer NOT NULL,
+    enqueued_at timestamptz,
+    enqueued_by text,
+    enqueuer oid,
+    died_at timestamptz NOT NULL,
+    PRIMARY KEY (queue_id, ticket)
+);
+COMMENT ON TABLE batcher.dead_row IS
+'rows that failed too often; see the view batcher.dead_letter';
+
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.number', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.spool', '');
+SELECT pg_catalog.pg_extension_config_dump('batcher.dead_row', '');
 
 -- Our own functions write these tables without firing the next two triggers.
 -- What fires them comes from elsewhere: a restore, or logical replication.
@@ -90,6 +114,10 @@ ALTER TABLE batcher.queue_definition ENABLE ALWAYS TRIGGER arrived;
 CREATE TRIGGER arrived BEFORE INSERT ON batcher.spool
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER arrived;
+CREATE TRIGGER arrived
+    BEFORE INSERT OR UPDATE OR DELETE ON batcher.dead_row
+    FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.dead_row ENABLE ALWAYS TRIGGER arrived;
 
 CREATE FUNCTION batcher.changed()
 RETURNS trigger
@@ -218,6 +246,27 @@ AS 'MODULE_PATHNAME', 'batcher_wait';
 COMMENT ON FUNCTION batch_wait(text, bigint, interval) IS
 'wait until a row is settled, and say how';
 
+CREATE FUNCTION batch_retry_dead(queue text, tickets bigint[] DEFAULT NULL)
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_retry_dead';
+COMMENT ON FUNCTION batch_retry_dead(text, bigint[]) IS
+'put dead letters back into their queue, and return how many';
+
+CREATE FUNCTION batch_purge_dead(queue text, tickets bigint[] DEFAULT NULL)
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_purge_dead';
+COMMENT ON FUNCTION batch_purge_dead(text, bigint[]) IS
+'throw dead letters away, and return how many';
+
+CREATE FUNCTION batch_reset_breaker(queue text)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_reset_breaker';
+COMMENT ON FUNCTION batch_reset_breaker(text) IS
+'close the breaker of a queue, and flush again';
+
 CREATE FUNCTION batch_reset_stats(queue text DEFAULT NULL)
 RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
@@ -259,6 +308,7 @@ CREATE FUNCTION batcher.get_status(
     OUT spilled bigint, OUT oldest_at timestamptz, OUT oldest_age interval,
     OUT oldest_runnable_age interval, OUT next_flush_at timestamptz,
     OUT is_flushing boolean, OUT paused boolean, OUT pause_reason text,
+    OUT breaker_state text, OUT breaker_reason text,
     OUT consecutive_failures integer, OUT retry_at timestamptz,
     OUT last_error text, OUT current_batch_size integer,
     OUT current_window interval, OUT lanes integer, OUT worker_pid integer)
@@ -272,10 +322,13 @@ COMMENT ON VIEW batcher.status IS 'what each queue is doing now';
 
 CREATE FUNCTION batcher.get_stat_queue(
     OUT queue text, OUT rows_enqueued bigint, OUT rows_flushed bigint,
-    OUT rows_retried bigint, OUT rows_purged bigint, OUT rows_spilled bigint,
+    OUT rows_retried bigint, OUT rows_failed bigint, OUT rows_dead bigint,
+    OUT rows_purged bigint, OUT rows_spilled bigint,
     OUT batches bigint, OUT batches_by_size bigint,
     OUT batches_by_time bigint, OUT batches_forced bigint,
     OUT batches_immediate bigint, OUT batches_failed bigint,
+    OUT batches_split bigint, OUT rows_tried_alone bigint,
+    OUT breaker_opened bigint,
     OUT messages_sent bigint, OUT messages_saved bigint,
     OUT messages_dropped bigint, OUT message_bytes bigint,
     OUT flush_time interval, OUT avg_batch_size double precision,
@@ -315,8 +368,24 @@ CREATE VIEW batcher.pending AS SELECT * FROM batcher.get_pending();
 COMMENT ON VIEW batcher.pending IS
 'the waiting rows of the queues that one may manage';
 
+CREATE FUNCTION batcher.get_dead_letter(
+    OUT queue text, OUT ticket bigint, OUT key text, OUT topic text,
+    OUT payload jsonb, OUT sqlstate text, OUT message text, OUT detail text,
+    OUT context text, OUT attempts integer, OUT enqueued_at timestamptz,
+    OUT enqueued_by text, OUT died_at timestamptz)
+RETURNS SETOF record
+LANGUAGE C STABLE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_dead_letter';
+COMMENT ON FUNCTION batcher.get_dead_letter() IS
+'what batcher.dead_letter shows';
+
+CREATE VIEW batcher.dead_letter AS SELECT * FROM batcher.get_dead_letter();
+COMMENT ON VIEW batcher.dead_letter IS
+'rows that failed too often, of the queues that one may manage';
+
 GRANT SELECT ON batcher.queue, batcher.option, batcher.status,
-    batcher.stat_queue, batcher.worker, batcher.pending TO PUBLIC;
+    batcher.stat_queue, batcher.worker, batcher.pending, batcher.dead_letter
+    TO PUBLIC;
 
 -- Fires the trigger of above, which tells the launcher at commit that this
 -- database has the extension.

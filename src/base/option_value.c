@@ -97,6 +97,8 @@ batcher_option_type_name(BatcherOptionType type)
 			return "boolean";
 		case BATCHER_OPTION_INT:
 			return "integer";
+		case BATCHER_OPTION_NUMBER:
+			return "number";
 		case BATCHER_OPTION_DURATION:
 			return "interval";
 		case BATCHER_OPTION_SIZE:
@@ -124,6 +126,8 @@ batcher_option_limit(const BatcherOption *option, bool upper)
 	{
 		case BATCHER_OPTION_INT:
 			return psprintf("%.0f", limit);
+		case BATCHER_OPTION_NUMBER:
+			return psprintf("%g", limit);
 		case BATCHER_OPTION_DURATION:
 			return format_duration(limit);
 		case BATCHER_OPTION_SIZE:
@@ -196,6 +200,10 @@ batcher_option_parse_text(const BatcherOption *option, const char *text,
 				rint(result->number) != result->number)
 				return false;
 			break;
+		case BATCHER_OPTION_NUMBER:
+			if (!parse_real(text, &result->number, 0, NULL))
+				return false;
+			break;
 		case BATCHER_OPTION_DURATION:
 			if (!parse_duration(text, &result->number))
 				return false;
@@ -246,6 +254,7 @@ batcher_option_parse_json(const BatcherOption *option, const JsonbValue *value,
 			return option->type == BATCHER_OPTION_BOOL;
 		case jbvNumeric:
 			if (option->type != BATCHER_OPTION_INT &&
+				option->type != BATCHER_OPTION_NUMBER &&
 				option->type != BATCHER_OPTION_DURATION &&
 				option->type != BATCHER_OPTION_SIZE)
 				return false;
@@ -253,13 +262,15 @@ batcher_option_parse_json(const BatcherOption *option, const JsonbValue *value,
 			number = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
 														NumericGetDatum(value->val.numeric)));
 			if (option->type != BATCHER_OPTION_DURATION &&
+				option->type != BATCHER_OPTION_NUMBER &&
 				rint(number) != number)
 				return false;
 			result->number = number;
 			return number >= option->min && number <= option->max;
 		case jbvString:
 			if (option->type == BATCHER_OPTION_BOOL ||
-				option->type == BATCHER_OPTION_INT)
+				option->type == BATCHER_OPTION_INT ||
+				option->type == BATCHER_OPTION_NUMBER)
 				return false;
 			return batcher_option_parse_text(option,
 											 pnstrdup(value->val.string.val,
@@ -283,6 +294,9 @@ describe_values(const BatcherOption *option)
 			return pstrdup("true or false");
 		case BATCHER_OPTION_INT:
 			kind = "an integer";
+			break;
+		case BATCHER_OPTION_NUMBER:
+			kind = "a number";
 			break;
 		case BATCHER_OPTION_DURATION:
 			kind = "an interval";

@@ -26,6 +26,8 @@
 #define DAY_MS			(24 * 60 * 60 * 1000)
 #define TERABYTE		(1024.0 * 1024.0 * 1024.0 * 1024.0)
 #define MAX_CHANNEL		1024
+#define RETRY_DELAY_MS	500.0
+#define RETRY_MAX_DELAY_MS	60000.0
 
 static bool check_channel(const char *text, char **why);
 static void report_unknown_name(const char *name,
@@ -60,9 +62,30 @@ const BatcherOption batcher_options[] = {
 	{OPTION(flush_interval, BATCHER_OPTION_DURATION),
 		"batcher.flush_interval", true, 1, DAY_MS, NULL, NULL,
 	"window: the longest that a committed row waits before its flush is due"},
+	{OPTION(max_attempts, BATCHER_OPTION_INT),
+		"3", false, 1, 1000, NULL, NULL,
+	"times that a row may fail by its own fault before it is a dead letter"},
+	{OPTION(retry_delay, BATCHER_OPTION_DURATION),
+		"500 ms", true, 1, DAY_MS, NULL, NULL,
+	"wait before the first retry, give or take a fifth"},
+	{OPTION(retry_backoff, BATCHER_OPTION_NUMBER),
+		"2", false, 1, 100, NULL, NULL,
+	"factor by which the wait grows from one retry to the next"},
+	{OPTION(retry_max_delay, BATCHER_OPTION_DURATION),
+		"1 min", true, 1, DAY_MS, NULL, NULL,
+	"longest wait before a retry"},
 	{OPTION(flush_timeout, BATCHER_OPTION_DURATION),
 		"60 s", false, 1, DAY_MS, NULL, NULL,
 	"statement timeout of one flush"},
+	{OPTION(breaker_threshold, BATCHER_OPTION_INT),
+		"5", false, 1, MAX_ROWS, NULL, NULL,
+	"failed flushes in a row that open the breaker"},
+	{OPTION(breaker_recovery, BATCHER_OPTION_DURATION),
+		"30 s", false, 1, DAY_MS, NULL, NULL,
+	"how long an open breaker keeps the queue from flushing"},
+	{OPTION(breaker_probes, BATCHER_OPTION_INT),
+		"3", false, 1, 1000, NULL, NULL,
+	"small batches that must succeed before the breaker closes"},
 	{OPTION(memory_limit, BATCHER_OPTION_SIZE),
 		"0", false, 0, TERABYTE, NULL, NULL,
 	"shared memory that the queue may hold; 0: only the server's limit"},
@@ -191,6 +214,8 @@ check_contradictions(Jsonb *merged)
 	BatcherOptionValue max_batch_size;
 	BatcherOptionValue when_full;
 	BatcherOptionValue durable;
+	BatcherOptionValue retry_delay;
+	BatcherOptionValue retry_max_delay;
 
 	if (get_stored_by_name(merged, "flush_size", &flush_size) &&
 		get_stored_by_name(merged, "max_batch_size", &max_batch_size) &&
@@ -206,6 +231,13 @@ check_contradictions(Jsonb *merged)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option \"when_full\" cannot be \"spill\" when option \"durable\" is false"),
 				 errhint("Rows that are not durable can \"wait\", or be refused with \"error\".")));
+	if (get_stored_by_name(merged, "retry_delay", &retry_delay) &&
+		get_stored_by_name(merged, "retry_max_delay", &retry_max_delay) &&
+		retry_delay.number > retry_max_delay.number)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"retry_delay\" (%g ms) must not be greater than option \"retry_max_delay\" (%g ms)",
+						retry_delay.number, retry_max_delay.number)));
 }
 
 /*
@@ -299,6 +331,7 @@ set_member(BatcherOptions *options, const BatcherOption *option,
 		case BATCHER_OPTION_ENUM:
 			*(int *) member = (int) value->number;
 			break;
+		case BATCHER_OPTION_NUMBER:
 		case BATCHER_OPTION_DURATION:
 			*(double *) member = value->number;
 			break;
@@ -329,6 +362,15 @@ fill_computed(BatcherOptions *options)
 
 	if (options->flush_interval == 0)
 		options->flush_interval = batcher_flush_interval;
+
+	/* 0: the default, which gives way to the other one if that was given */
+	if (options->retry_delay == 0)
+		options->retry_delay = options->retry_max_delay == 0 ? RETRY_DELAY_MS :
+			Min(RETRY_DELAY_MS, options->retry_max_delay);
+	if (options->retry_max_delay == 0)
+		options->retry_max_delay = RETRY_MAX_DELAY_MS;
+	options->retry_max_delay = Max(options->retry_max_delay,
+								   options->retry_delay);
 
 	if (options->when_full == BATCHER_FULL_DEFAULT)
 		options->when_full = BATCHER_FULL_SPILL;

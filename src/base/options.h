@@ -33,7 +33,14 @@ typedef struct BatcherOptions
 	int			flush_size;		/* rows; never 0 */
 	int			max_batch_size; /* rows */
 	double		flush_interval; /* ms */
+	int			max_attempts;	/* times */
+	double		retry_delay;	/* ms */
+	double		retry_backoff;	/* factor */
+	double		retry_max_delay;	/* ms; never less than retry_delay */
 	double		flush_timeout;	/* ms */
+	int			breaker_threshold;	/* flushes */
+	double		breaker_recovery;	/* ms */
+	int			breaker_probes; /* batches */
 	int64		memory_limit;	/* bytes, 0: only the server's */
 	BatcherWhenFull when_full;	/* never BATCHER_FULL_DEFAULT */
 	char	   *notify_channel; /* NULL: none */
@@ -45,6 +52,7 @@ typedef enum BatcherOptionType
 {
 	BATCHER_OPTION_BOOL,
 	BATCHER_OPTION_INT,
+	BATCHER_OPTION_NUMBER,		/* double */
 	BATCHER_OPTION_DURATION,	/* double, ms */
 	BATCHER_OPTION_SIZE,		/* int64, bytes */
 	BATCHER_OPTION_ENUM,

@@ -5,7 +5,17 @@
 #ifndef BATCHER_BATCH_H
 #define BATCHER_BATCH_H
 
+#include "base/clock.h"
 #include "catalog/catalog.h"
+#include "utils/hsearch.h"
+
+/* How far the execution of a statement has come. */
+typedef enum BatcherPhase
+{
+	BATCHER_PHASE_OUTSIDE,		/* it is not executed */
+	BATCHER_PHASE_PREPARING,
+	BATCHER_PHASE_EXECUTING
+} BatcherPhase;
 
 /* Why a batch left. */
 typedef enum BatcherReason
@@ -14,14 +24,30 @@ typedef enum BatcherReason
 	BATCHER_REASON_TIME,
 	BATCHER_REASON_FORCED,
 	BATCHER_REASON_IMMEDIATE,
+	BATCHER_REASON_RETRY,		/* of rows that failed before */
 	BATCHER_REASON_PURGE
 } BatcherReason;
+
+/* What becomes of a row when the transaction of its batch commits. */
+typedef enum BatcherOutcome
+{
+	BATCHER_OUTCOME_FLUSHED,
+	BATCHER_OUTCOME_PURGED,
+	BATCHER_OUTCOME_DEAD,		/* it is a dead letter */
+	BATCHER_OUTCOME_FAILED,		/* it waits, charged with one attempt more */
+	BATCHER_OUTCOME_PUT_OFF,	/* it waits, tried without fault of its own */
+	BATCHER_OUTCOME_STAYS		/* it waits as before */
+} BatcherOutcome;
+
+/* Is a row with this outcome settled? */
+#define batcher_outcome_settles(o)	((o) <= BATCHER_OUTCOME_DEAD)
 
 /* One row of a batch. */
 typedef struct BatcherBatchRow
 {
 	BatcherChunk *chunk;
 	BatcherRow *row;
+	BatcherOutcome outcome;
 } BatcherBatchRow;
 
 /* A chunk of which a batch has rows. */
@@ -31,6 +57,7 @@ typedef struct BatcherClaim
 	int			first;			/* of its rows in the batch */
 	int			nrows;
 	bool		gone;			/* its tuple was settled another way */
+	int			nsettled;		/* of the rows, when it was settled */
 	ItemPointerData new_tid;	/* of the tuple with the rows that stay;
 								 * invalid: none stay */
 } BatcherClaim;
@@ -41,10 +68,29 @@ typedef struct BatcherBatch
 	uint64		number;			/* of the batch, within its queue */
 	int			nrows;
 	BatcherBatchRow *rows;		/* rows of one chunk stand together */
+	int			nflushed;		/* rows that the statement has taken */
 	int			nclaims;
 	BatcherClaim *claims;
+	int			ncharged;		/* claims whose rows are charged so far */
 	TimestampTz oldest_at;		/* oldest commit of its rows */
 } BatcherBatch;
+
+/* Steps by which flushing degrades; the breaker is the last. */
+typedef enum BatcherStep
+{
+	BATCHER_STEP_WHOLE,
+	BATCHER_STEP_SMALLER,
+	BATCHER_STEP_SINGLE
+} BatcherStep;
+
+/* Whose fault an error is. */
+typedef enum BatcherFault
+{
+	BATCHER_FAULT_PASSING,		/* nobody's: it may pass */
+	BATCHER_FAULT_STATEMENT,	/* the statement's, unless other rows pass */
+	BATCHER_FAULT_DEFINITION,	/* the statement's: no row can pass */
+	BATCHER_FAULT_ROW
+} BatcherFault;
 
 /* Rows that come from the spool: see readback.c. */
 typedef struct BatcherReadback BatcherReadback;
@@ -67,7 +113,14 @@ typedef struct BatcherLaneView
 	int			nimmediate;		/* chunks taken with immediate rows, about */
 	bool		has_void;		/* a look met a VOID chunk: sweep */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
+	uint64		asked_upto;		/* flush_upto, when the last batch was gathered */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
+	HTAB	   *retries;		/* see retry.c; NULL: none */
+	TimestampTz retry_next;		/* when the first of them is due */
+	int			passing;		/* flushes in a row that failed as a whole, by
+								 * what may pass */
+	BatcherStep step;			/* how far flushing has degraded */
+	TimestampTz step_at;		/* and when it last did */
 	void		(*report) (BatcherSharedQueue *queue, int rows);	/* says what
 																 * is flushed */
 } BatcherLaneView;
@@ -77,19 +130,71 @@ extern BatcherBatch *batcher_gather(BatcherLaneView *view, TimestampTz now,
 									bool draining);
 extern void batcher_gather_publish(BatcherLaneView *view);
 
+/* breaker.c */
+extern int	batcher_breaker_limit(BatcherLaneView *view, TimestampTz now);
+extern void batcher_breaker_reset(BatcherSharedQueue *queue);
+extern void batcher_breaker_open(BatcherLaneView *view, const char *reason);
+extern void batcher_breaker_note_success(BatcherLaneView *view);
+extern void batcher_breaker_note_failure(BatcherLaneView *view,
+										 const char *message);
+
+/* failure.c */
+extern BatcherFault batcher_failure_fault(const ErrorData *error);
+extern bool batcher_failure_note(BatcherLaneView *view, const char *sqlstate,
+								 const char *message);
+extern void batcher_failure_note_row(BatcherLaneView *view,
+									 const ErrorData *error);
+extern void batcher_failure_step(BatcherLaneView *view, BatcherStep step,
+								 int nrows);
+extern void batcher_failure_whole_passed(BatcherLaneView *view);
+
+/* isolate.c */
+typedef struct BatcherIsolation BatcherIsolation;
+extern BatcherIsolation *batcher_isolation_new(BatcherLaneView *view,
+											   BatcherBatch *batch,
+											   ErrorData *error,
+											   BatcherFault fault);
+extern bool batcher_isolation_run(BatcherIsolation *iso);
+extern void batcher_isolation_finish(BatcherIsolation *iso);
+extern bool batcher_isolation_counts(BatcherIsolation *iso);
+extern ErrorData *batcher_isolation_error(BatcherIsolation *iso,
+										  BatcherFault *fault);
+
+/* retry.c */
+#define BATCHER_NO_RETRY	BATCHER_NEVER
+#define BATCHER_RETRY_NOW	((TimestampTz) 0)
+
+/* Rows that are tried again in one transaction, each by itself. */
+#define BATCHER_RETRY_BATCH	50
+
+extern TimestampTz batcher_retry_at(BatcherLaneView *view,
+									const BatcherChunk *chunk,
+									const BatcherRow *row);
+extern void batcher_retry_add(BatcherLaneView *view, uint64 ticket,
+							  int attempts, BatcherFault convicted,
+							  double random);
+extern BatcherFault batcher_retry_convicted(BatcherLaneView *view,
+											uint64 ticket);
+extern void batcher_retry_remove(BatcherLaneView *view, uint64 ticket);
+extern void batcher_retry_force(BatcherLaneView *view);
+extern int64 batcher_retry_count(BatcherLaneView *view);
+extern void batcher_retry_reset(BatcherLaneView *view);
+
 /* claim.c */
 extern bool batcher_claim(BatcherLaneView *view, BatcherBatch *batch,
 						  Relation spool);
 extern uint64 batcher_claim_deleted(bool reset);
 extern void batcher_settle_install(void);
 extern void batcher_settle_at_commit(BatcherLaneView *view,
-									 BatcherBatch *batch);
+									 BatcherBatch *batch, Relation spool);
 extern void batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch);
 extern void batcher_settle_resync(BatcherLaneView *view, Relation spool);
 
 /* executor.c */
 extern void batcher_executor_check(const BatcherQueueDef *def);
-extern void batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch);
+extern void batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
+								 double timeout);
+extern BatcherPhase batcher_executor_phase;
 extern void batcher_executor_reset(BatcherLaneView *view);
 extern bool batcher_executor_overtime(void);
 extern void batcher_executor_forget_session(void);
@@ -115,7 +220,8 @@ extern void batcher_readback_reset(BatcherLaneView *view);
 extern void batcher_readback_survey(BatcherSharedDatabase *db);
 
 /* schedule.c */
-extern double batcher_schedule_retry_delay(int failures, double random);
+extern double batcher_schedule_retry_delay(const BatcherOptions *options,
+										   int failures, double random);
 
 /* flush.c */
 extern bool batcher_flush_lane(BatcherLaneView *view, bool draining);

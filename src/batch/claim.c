@@ -3,10 +3,11 @@
  *	  Making a batch ours, and settling it.
  *
  * The claim is the first thing that a flush does: it deletes the tuples of the
- * batch from the spool, in the transaction of the flush.  A tuple of which
- * some rows stay is replaced by one with those rows.  A tuple that is not
+ * batch from the spool, in the transaction of the flush.  A tuple that is not
  * where memory has it was settled another way, and its rows leave the batch:
- * so a durable row cannot be flushed twice, whatever else goes wrong.
+ * so a durable row cannot be flushed twice, whatever else goes wrong.  At the
+ * end of the transaction a tuple of which some rows stay is replaced by one
+ * with those rows.
  *
  * What the commit settles is marked in the chunks by this process's own
  * callback at the commit, with nothing in it that can fail, because a worker
@@ -55,6 +56,7 @@ make_claims(BatcherBatch *batch)
 	batch->claims = MemoryContextAllocHuge(GetMemoryChunkContext(batch),
 										   batch->nrows * sizeof(BatcherClaim));
 	batch->nclaims = 0;
+	batch->ncharged = 0;
 	for (i = 0; i < batch->nrows; i++)
 	{
 		BatcherChunk *chunk = batch->rows[i].chunk;
@@ -70,6 +72,7 @@ make_claims(BatcherBatch *batch)
 		claim->first = i;
 		claim->nrows = 1;
 		claim->gone = false;
+		claim->nsettled = 0;
 		ItemPointerSetInvalid(&claim->new_tid);
 	}
 }
@@ -87,28 +90,6 @@ typedef struct Place
 #define ST_SCOPE static
 #define ST_DEFINE
 #include "lib/sort_template.h"
-
-/* Store the rows of a claimed chunk that stay. */
-static void
-keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
-		  Relation spool, uint64 home)
-{
-	BatcherChunk *chunk = claim->chunk;
-	BatcherRow **skip = palloc(claim->nrows * sizeof(BatcherRow *));
-	const char *by = NULL;
-	int			i;
-
-	for (i = 0; i < claim->nrows; i++)
-		skip[i] = batch->rows[claim->first + i].row;
-	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
-		by = batcher_private_chunk(chunk)->enqueued_by;
-	else
-		by = GetUserNameFromId(chunk->enqueued_by, true);
-	batcher_spool_write(spool, view->queue->key.queue_id, chunk, skip,
-						claim->nrows,
-						chunk->flags & BATCHER_CHUNK_PRIVATE ? 0 : home,
-						by ? by : "", &claim->new_tid);
-}
 
 /* Take the rows of chunks that are gone out of the batch. */
 static void
@@ -186,8 +167,6 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 				 ItemPointerGetOffsetNumberNoCheck(&chunk->tid),
 				 chunk->number);
 		}
-		else if (claim->nrows < chunk->nlive)
-			keep_rest(view, batch, claim, spool, batcher_spool_home(version));
 	}
 	if (BufferIsValid(pin))
 		ReleaseBuffer(pin);
@@ -198,23 +177,79 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 	return true;
 }
 
-/*
- * Have the batch settled when the transaction in progress commits.  Both
- * arguments must live until it has ended.
- */
-void
-batcher_settle_at_commit(BatcherLaneView *view, BatcherBatch *batch)
+/* Store the rows of a claimed chunk that stay. */
+static void
+keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
+		  Relation spool, uint64 home)
 {
-	settling_view = view;
-	settling_batch = batch;
+	BatcherChunk *chunk = claim->chunk;
+	BatcherRow **skip = palloc_array(BatcherRow *, Max(claim->nsettled, 1));
+	const char *by = batcher_spool_enqueuer(chunk);
+	int			n = 0;
+	int			i;
+
+	for (i = claim->first; i < claim->first + claim->nrows; i++)
+	{
+		if (batcher_outcome_settles(batch->rows[i].outcome))
+			skip[n++] = batch->rows[i].row;
+	}
+	batcher_spool_write(spool, view->queue->key.queue_id, chunk, skip, n,
+						chunk->flags & BATCHER_CHUNK_PRIVATE ? 0 : home,
+						by ? by : "", &claim->new_tid);
 }
 
-/* Mark the rows of one claim as settled; returns how many were. */
+/*
+ * Have the batch settled, as the outcomes of its rows say, when the
+ * transaction in progress commits; what stays of claimed tuples is stored.
+ * The first two arguments must live until the transaction has ended; the
+ * spool is open and locked.
+ */
+void
+batcher_settle_at_commit(BatcherLaneView *view, BatcherBatch *batch,
+						 Relation spool)
+{
+	uint32		version;
+	int			i;
+	int			j;
+
+	/* an abort takes the charges back */
+	settling_view = view;
+	settling_batch = batch;
+	(void) batcher_spool_version(view->db, spool, &version);
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		BatcherClaim *claim = &batch->claims[i];
+		BatcherChunk *chunk = claim->chunk;
+
+		if (claim->gone)
+			continue;
+		claim->nsettled = 0;
+		for (j = claim->first; j < claim->first + claim->nrows; j++)
+		{
+			BatcherBatchRow *r = &batch->rows[j];
+
+			if (batcher_outcome_settles(r->outcome))
+				claim->nsettled++;
+			else if (r->outcome == BATCHER_OUTCOME_FAILED)
+				r->row->attempts++;
+		}
+		batch->ncharged = i + 1;
+		if ((chunk->flags & BATCHER_CHUNK_DURABLE) &&
+			claim->nsettled < chunk->nlive)
+			keep_rest(view, batch, claim, spool, batcher_spool_home(version));
+	}
+}
+
+/* Mark the rows of one claim; returns how many of its chunk are settled. */
 static int
 mark_claim(BatcherBatch *batch, BatcherClaim *claim)
 {
+	static const uint16 flags[] = {
+		[BATCHER_OUTCOME_FLUSHED] = BATCHER_ROW_DONE,
+		[BATCHER_OUTCOME_PURGED] = BATCHER_ROW_DONE | BATCHER_ROW_PURGED,
+		[BATCHER_OUTCOME_DEAD] = BATCHER_ROW_DONE | BATCHER_ROW_DEAD,
+	};
 	BatcherChunk *chunk = claim->chunk;
-	uint16		done = BATCHER_ROW_DONE;
 	int			i;
 
 	if (claim->gone)
@@ -227,22 +262,46 @@ mark_claim(BatcherBatch *batch, BatcherClaim *claim)
 		chunk->nlive = 0;
 		return live;
 	}
-	if (batch->reason == BATCHER_REASON_PURGE)
-		done |= BATCHER_ROW_PURGED;
-	for (i = 0; i < claim->nrows; i++)
-		batch->rows[claim->first + i].row->flags |= done;
+	for (i = claim->first; i < claim->first + claim->nrows; i++)
+	{
+		BatcherBatchRow *r = &batch->rows[i];
+
+		if (batcher_outcome_settles(r->outcome))
+			r->row->flags |= flags[r->outcome];
+	}
 	chunk->tid = claim->new_tid;
-	chunk->nlive -= claim->nrows;
-	return claim->nrows;
+	chunk->nlive -= claim->nsettled;
+	return claim->nsettled;
+}
+
+/* Count what has become of the rows of a batch. */
+static void
+count_outcomes(BatcherSharedQueue *queue, BatcherBatch *batch)
+{
+	int64		counts[BATCHER_OUTCOME_STAYS + 1] = {0};
+	int64		nretried;
+	int			i;
+
+	for (i = 0; i < batch->nrows; i++)
+		counts[batch->rows[i].outcome]++;
+	nretried = counts[BATCHER_OUTCOME_FAILED] + counts[BATCHER_OUTCOME_PUT_OFF];
+	(void) pg_atomic_fetch_add_u64(&queue->lane.nflushed,
+								   counts[BATCHER_OUTCOME_FLUSHED]);
+	(void) pg_atomic_fetch_add_u64(&queue->lane.npurged,
+								   counts[BATCHER_OUTCOME_PURGED]);
+	batcher_count(queue, BATCHER_ROWS_FLUSHED, counts[BATCHER_OUTCOME_FLUSHED]);
+	batcher_count(queue, BATCHER_ROWS_PURGED, counts[BATCHER_OUTCOME_PURGED]);
+	batcher_count(queue, BATCHER_ROWS_DEAD, counts[BATCHER_OUTCOME_DEAD]);
+	batcher_count(queue, BATCHER_ROWS_FAILED, counts[BATCHER_OUTCOME_FAILED] +
+				  counts[BATCHER_OUTCOME_DEAD]);
+	batcher_count(queue, BATCHER_ROWS_RETRIED, nretried);
 }
 
 /* The flush has committed.  Nothing here may fail. */
 static void
 settle(BatcherLaneView *view, BatcherBatch *batch)
 {
-	BatcherSharedQueue *queue = view->queue;
-	BatcherSharedLane *lane = &queue->lane;
-	bool		purged = batch->reason == BATCHER_REASON_PURGE;
+	BatcherSharedLane *lane = &view->queue->lane;
 	uint64		from_memory = 0;
 	uint64		from_spool = 0;
 	int64		nvolatile = 0;
@@ -264,13 +323,30 @@ settle(BatcherLaneView *view, BatcherBatch *batch)
 		batcher_shmem_add_volatile(-nvolatile);
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, from_memory);
 	(void) pg_atomic_fetch_sub_u64(&lane->nspilled, from_spool);
-	(void) pg_atomic_fetch_add_u64(purged ? &lane->npurged : &lane->nflushed,
-								   batch->nrows);
-	if (!purged && batch->nrows > 0 && view->def->flush_sql &&
+	if (batch->nflushed > 0 && view->def->flush_sql &&
 		batcher_message_wanted(view->def))
 		(void) pg_atomic_fetch_add_u32(&lane->unsent, 1);
-	batcher_count(queue, purged ? BATCHER_ROWS_PURGED : BATCHER_ROWS_FLUSHED,
-				  batch->nrows);
+	count_outcomes(view->queue, batch);
+}
+
+/* The flush has failed: nobody is charged. */
+static void
+take_charges_back(BatcherBatch *batch)
+{
+	int			i;
+	int			j;
+
+	for (i = 0; i < batch->ncharged; i++)
+	{
+		BatcherClaim *claim = &batch->claims[i];
+
+		for (j = claim->first; !claim->gone && j < claim->first + claim->nrows;
+			 j++)
+		{
+			if (batch->rows[j].outcome == BATCHER_OUTCOME_FAILED)
+				batch->rows[j].row->attempts--;
+		}
+	}
 }
 
 static void
@@ -280,6 +356,8 @@ settle_xact_callback(XactEvent event, void *arg)
 		return;
 	if (event == XACT_EVENT_COMMIT)
 		settle(settling_view, settling_batch);
+	else if (event == XACT_EVENT_ABORT)
+		take_charges_back(settling_batch);
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
 	{
 		settling_view = NULL;
@@ -303,6 +381,11 @@ batcher_settle_install(void)
 void
 batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 {
+	static const BatcherFate fates[] = {
+		[BATCHER_OUTCOME_FLUSHED] = BATCHER_FATE_FLUSHED,
+		[BATCHER_OUTCOME_PURGED] = BATCHER_FATE_PURGED,
+		[BATCHER_OUTCOME_DEAD] = BATCHER_FATE_DEAD,
+	};
 	BatcherSharedQueue *queue = view->queue;
 	int			settled = 0;
 	int			i;
@@ -312,14 +395,21 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 	{
 		BatcherBatchRow *r = &batch->rows[i];
 
-		if (r->row->flags & BATCHER_ROW_RECORDED)
+		if (!batcher_outcome_settles(r->outcome) ||
+			(r->row->flags & BATCHER_ROW_RECORDED))
 			continue;
 		r->row->flags |= BATCHER_ROW_RECORDED;
 		batcher_fate_record(queue, r->chunk->first_ticket + r->row->ticket,
-							batch->reason == BATCHER_REASON_PURGE ?
-							BATCHER_FATE_PURGED : BATCHER_FATE_FLUSHED);
+							fates[r->outcome]);
 	}
 	LWLockRelease(&queue->lane.lock);
+	for (i = 0; batcher_retry_count(view) > 0 && i < batch->nrows; i++)
+	{
+		BatcherBatchRow *r = &batch->rows[i];
+
+		if (batcher_outcome_settles(r->outcome))
+			batcher_retry_remove(view, r->chunk->first_ticket + r->row->ticket);
+	}
 
 	for (i = 0; i < batch->nclaims; i++)
 	{

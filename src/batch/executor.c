@@ -51,6 +51,9 @@ struct BatcherExecutor
 	SPIPlanPtr	plans[SIZE_CLASSES];
 };
 
+/* Where the statement is; whoever catches an error resets it. */
+BatcherPhase batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
+
 static TimeoutId overtime_timeout = MAX_TIMEOUTS;
 static volatile sig_atomic_t overtime = false;
 
@@ -80,19 +83,6 @@ batch_desc(void)
 	return desc;
 }
 
-/* The name of who enqueued a chunk, as text; NULL if the role is gone. */
-static text *
-enqueued_by(BatcherChunk *chunk)
-{
-	char	   *name;
-
-	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
-		name = batcher_private_chunk(chunk)->enqueued_by;
-	else
-		name = GetUserNameFromId(chunk->enqueued_by, true);
-	return name ? cstring_to_text(name) : NULL;
-}
-
 /* The rows of a batch as a tuplestore. */
 static Tuplestorestate *
 store_batch(BatcherBatch *batch, TupleDesc desc)
@@ -109,7 +99,11 @@ store_batch(BatcherBatch *batch, TupleDesc desc)
 		BatcherRowParts parts;
 
 		if (i == 0 || batch->rows[i - 1].chunk != chunk)
-			by = enqueued_by(chunk);
+		{
+			const char *name = batcher_spool_enqueuer(chunk);
+
+			by = name ? cstring_to_text(name) : NULL;
+		}
 		batcher_row_read(chunk, batch->rows[i].row, &parts);
 		memset(nulls, false, sizeof(nulls));
 		values[0] = PointerGetDatum(parts.payload);
@@ -378,15 +372,15 @@ batcher_executor_forget_session(void)
 
 /*
  * Execute the statement over the rows of a batch, in the transaction of the
- * flush.  Whatever the statement raises is raised; the caller aborts the
+ * flush, for at most 'timeout' milliseconds.  Whatever the statement raises is raised; the caller aborts the
  * transaction then, which restores what is changed here but for the timeouts.
  */
 void
-batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
+batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
+					 double timeout)
 {
 	const BatcherQueueDef *def = view->def;
-	int			timeout = (int) Min(Max(def->options.flush_timeout, 1),
-									INT_MAX / 2);
+	int			ms = (int) Min(Max(timeout, 1), INT_MAX / 2);
 	SPIExecuteOptions options;
 	Tuplestorestate *store;
 	TupleDesc	desc;
@@ -399,11 +393,13 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
 	store = store_batch(batch, desc);
 	register_batch(desc, store, batch->nrows);
 	assume_identity(def, &before);
-	enable_timeout_after(STATEMENT_TIMEOUT, timeout);
-	enable_timeout_after(overtime_timeout, timeout + OVERTIME);
+	enable_timeout_after(STATEMENT_TIMEOUT, ms);
+	enable_timeout_after(overtime_timeout, ms + OVERTIME);
 	batcher_debug_point("statement");
 
+	batcher_executor_phase = BATCHER_PHASE_PREPARING;
 	plan = get_plan(view, batch->nrows);
+	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
 	memset(&options, 0, sizeof(options));
 	options.dest = CreateDestReceiver(DestNone);
 	result = SPI_execute_plan_extended(plan, &options);
@@ -411,10 +407,10 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch)
 		elog(ERROR, "could not execute the statement: %s",
 			 SPI_result_code_string(result));
 
+	batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
 	disable_timeout(overtime_timeout, false);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	restore_identity(&before);
 	tuplestore_end(store);		/* a temporary file would count as leaked */
 	SPI_finish();
-	batcher_executor_forget_session();
 }

@@ -18,10 +18,10 @@
 #include "batch/batch.h"
 #include "commands/trigger.h"
 #include "common/pg_prng.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "pgstat.h"
+#include "storage/bufmgr.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
@@ -36,8 +36,19 @@ typedef enum FlushResult
 {
 	FLUSH_DONE,
 	FLUSH_AGAIN,				/* nothing was done: look again */
-	FLUSH_FAILED
+	FLUSH_FAILED				/* the transaction was given up */
 } FlushResult;
+
+/* One try, in a transaction of its own. */
+typedef struct Try
+{
+	BatcherLaneView *view;
+	BatcherBatch *batch;
+	BatcherIsolation *iso;		/* NULL: the batch as a whole */
+	ErrorData  *error;			/* what it failed with */
+	BatcherFault fault;
+	TimestampTz started;
+} Try;
 
 /* The lane that is being flushed, or NULL. */
 static BatcherLaneView *flushing_view = NULL;
@@ -52,46 +63,65 @@ make_constraints_immediate(void)
 	AfterTriggerSetState(all);
 }
 
-/*
- * Claim and execute a batch in the transaction in progress.  False if nothing
- * was done and the lane is to be looked at again.
- */
+/* What a claimed batch is for; false if the transaction is to be given up. */
 static bool
-run_batch(BatcherLaneView *view, BatcherBatch *batch)
+execute_batch(Try *t)
 {
-	Relation	spool = batcher_spool_open(RowExclusiveLock);
-	bool		claimed;
+	BatcherLaneView *view = t->view;
+	BatcherBatch *batch = t->batch;
+	bool		worth = true;
 
+	if (batch->reason == BATCHER_REASON_PURGE)
+		return true;
+	if (t->iso)
+		worth = batcher_isolation_run(t->iso);
+	else if (batch->nrows > 0)
+	{
+		batch->nflushed = batch->nrows;
+		if (view->def->flush_sql)
+			batcher_executor_run(view, batch, view->def->options.flush_timeout);
+		else
+			batcher_message_notify(view, batch);
+	}
+	batcher_executor_forget_session();
+	return worth;
+}
+
+/* Claim and execute a batch in the transaction in progress. */
+static FlushResult
+run_batch(Try *t)
+{
+	BatcherLaneView *view = t->view;
+	BatcherBatch *batch = t->batch;
+	Relation	spool = batcher_spool_open(RowExclusiveLock);
+	FlushResult result = FLUSH_DONE;
+
+	batch->nflushed = 0;
 	/* with the lock, so that who drops the queue waits for us, or we see it */
 	if (pg_atomic_read_u32(&view->queue->lane.frozen) != 0 ||
 		pg_atomic_read_u64(&view->db->generation) != view->generation)
 	{
 		table_close(spool, NoLock);
-		return false;
+		return FLUSH_AGAIN;
 	}
 	PushActiveSnapshot(GetTransactionSnapshot());
 	make_constraints_immediate();
-	claimed = batcher_claim(view, batch, spool);
-	if (!claimed)
+	if (!batcher_claim(view, batch, spool))
 	{
 		PopActiveSnapshot();
 		batcher_settle_resync(view, spool);
 		table_close(spool, NoLock);
-		return false;
+		return FLUSH_AGAIN;
 	}
-	table_close(spool, NoLock);
-	if (batch->nrows > 0 && batch->reason != BATCHER_REASON_PURGE)
-	{
-		if (view->def->flush_sql)
-			batcher_executor_run(view, batch);
-		else
-			batcher_message_notify(view, batch);
-	}
+	if (!execute_batch(t))
+		result = FLUSH_FAILED;
+	else
+		batcher_settle_at_commit(view, batch, spool);
 	PopActiveSnapshot();
+	table_close(spool, NoLock);
 	batcher_number_refill_early(view->db);
-	batcher_settle_at_commit(view, batch);
 	batcher_debug_point("settle");
-	return true;
+	return result;
 }
 
 /* Count a batch that was flushed, and say so if it took long. */
@@ -104,18 +134,20 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 		[BATCHER_REASON_TIME] = BATCHER_BATCHES_BY_TIME,
 		[BATCHER_REASON_FORCED] = BATCHER_BATCHES_FORCED,
 		[BATCHER_REASON_IMMEDIATE] = BATCHER_BATCHES_IMMEDIATE,
+		[BATCHER_REASON_RETRY] = BATCHER_BATCHES_BY_TIME,
 	};
 	static const char *const reason_names[] = {
 		[BATCHER_REASON_SIZE] = "size",
 		[BATCHER_REASON_TIME] = "time",
 		[BATCHER_REASON_FORCED] = "forced",
 		[BATCHER_REASON_IMMEDIATE] = "immediate",
+		[BATCHER_REASON_RETRY] = "retry",
 		[BATCHER_REASON_PURGE] = "purge",
 	};
 	BatcherSharedQueue *queue = view->queue;
 	double		ms = (ended - started) / 1000.0;
 
-	if (batch->reason != BATCHER_REASON_PURGE && batch->nrows > 0)
+	if (batch->nflushed > 0)
 	{
 		TimestampTz due = batcher_clock_add_ms(batch->oldest_at,
 											   view->def->options.flush_interval);
@@ -125,7 +157,8 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 		batcher_count(queue, BATCHER_FLUSH_TIME, ended - started);
 		pg_atomic_write_u64(&queue->counters[BATCHER_LAST_FLUSH_AT], ended);
 		/* a window has some slack, as a timer has */
-		if (started > batcher_clock_add_ms(due, 10))
+		if (batch->reason != BATCHER_REASON_RETRY &&
+			started > batcher_clock_add_ms(due, 10))
 			batcher_count(queue, BATCHER_DEADLINE_MISSED, 1);
 	}
 	if (batcher_log_min_duration >= 0 && ms >= batcher_log_min_duration)
@@ -140,86 +173,59 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 								 reason_names[batch->reason], ms)));
 }
 
-/* The flush has committed: note success and give memory back. */
+/* The transaction has committed: count it and give memory back. */
 static void
-finish_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started)
+finish_batch(Try *t)
 {
-	BatcherSharedLane *lane = &view->queue->lane;
+	BatcherLaneView *view = t->view;
+	BatcherBatch *batch = t->batch;
 
-	if (batch->reason != BATCHER_REASON_PURGE)
+	if (batch->nflushed > 0)
 	{
-		pg_atomic_write_u32(&lane->failures, 0);
-		pg_atomic_write_u64(&lane->retry_at, 0);
+		view->passing = 0;
+		batcher_breaker_note_success(view);
+		if (t->iso == NULL)
+			batcher_failure_whole_passed(view);
 	}
 	if (batch->reason == BATCHER_REASON_IMMEDIATE && view->nimmediate > 0)
 		view->nimmediate = -1;	/* count anew */
 	/* counted before anybody who waits can see that it is over */
-	report_batch(view, batch, started, batcher_clock_now());
+	report_batch(view, batch, t->started, batcher_clock_now());
+	if (t->iso)
+		batcher_isolation_finish(t->iso);
 	batcher_settle_tidy(view, batch);
-	if (view->def->flush_sql && batch->reason != BATCHER_REASON_PURGE)
+	if (view->def->flush_sql)
 		batcher_message_add(view, batch);
 }
 
 /*
- * A flush of 'nrows' rows has failed: remember why, and when to try again.
- * True if the failure before it, with no success since, was of another kind.
+ * Clean up after a failed transaction, as the server's own loops do.  Its
+ * error is returned, in 'cxt'; it is logged unless one of the kind was.
  */
-static bool
-note_failure(BatcherLaneView *view, int nrows, const char *sqlstate,
-			 const char *message)
+static ErrorData *
+recover_from_failure(BatcherLaneView *view, MemoryContext cxt,
+					 BatcherFault *fault)
 {
-	BatcherSharedQueue *queue = view->queue;
-	BatcherSharedLane *lane = &queue->lane;
-	bool		is_new;
-	int			len = pg_mbcliplen(message, strlen(message),
-								   BATCHER_ERROR_MAX - 1);
-	int			failures = pg_atomic_add_fetch_u32(&lane->failures, 1);
-	TimestampTz now = batcher_clock_now();
-	double		delay;
-
-	delay = batcher_schedule_retry_delay(failures,
-										 pg_prng_double(&pg_global_prng_state));
-	pg_atomic_write_u64(&lane->retry_at, batcher_clock_add_ms(now, delay));
-	view->forced_upto = pg_atomic_read_u64(&lane->flush_upto);
-	batcher_count(queue, BATCHER_BATCHES_FAILED, 1);
-	batcher_count(queue, BATCHER_ROWS_RETRIED, nrows);
-
-	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
-	is_new = failures == 1 || strcmp(queue->last_sqlstate, sqlstate) != 0;
-	queue->last_error_at = now;
-	strlcpy(queue->last_sqlstate, sqlstate, sizeof(queue->last_sqlstate));
-	memcpy(queue->last_error, message, len);
-	queue->last_error[len] = '\0';
-	LWLockRelease(&lane->lock);
-	return is_new;
-}
-
-/*
- * Clean up after a failed try, as the server's own loops do; logs the error
- * unless the last failure of the queue was of the same kind.
- */
-static void
-recover_from_failure(BatcherLaneView *view, BatcherBatch *batch,
-					 MemoryContext cxt)
-{
-	ErrorData  *edata;
+	ErrorData  *error;
 
 	HOLD_INTERRUPTS();
 	LWLockReleaseAll();			/* before we take one of ours */
 	MemoryContextSwitchTo(cxt);
-	edata = CopyErrorData();
+	error = CopyErrorData();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	if (note_failure(view, batch ? batch->nrows : 0,
-					 unpack_sql_state(edata->sqlerrcode),
-					 edata->message ? edata->message : ""))
+	if (batcher_failure_note(view, unpack_sql_state(error->sqlerrcode),
+							 error->message ? error->message : ""))
 		EmitErrorReport();
 	FlushErrorState();
+	*fault = batcher_failure_fault(error);
+	batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(cxt);
 	batcher_executor_forget_session();
 	batcher_executor_reset(view);
 	RESUME_INTERRUPTS();
+	return error;
 }
 
 static void
@@ -228,49 +234,163 @@ flush_error_context(void *arg)
 	errcontext("flush of queue \"%s\"", (const char *) arg);
 }
 
-/* Try to flush one batch in a transaction of its own. */
+/* Try to flush a batch in a transaction of its own. */
 static FlushResult
-try_batch(BatcherLaneView *view, BatcherBatch *batch)
+try_batch(Try *t)
 {
 	MemoryContext cxt = CurrentMemoryContext;
-	BatcherSharedLane *lane = &view->queue->lane;
-	TimestampTz started = batcher_clock_now();
+	const char *sql = t->view->def->flush_sql;
 	volatile FlushResult result = FLUSH_DONE;
 	ErrorContextCallback context;
 
 	context.callback = flush_error_context;
-	context.arg = view->def->name;
+	context.arg = t->view->def->name;
 	context.previous = error_context_stack;
-	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);
-	pg_atomic_write_u32(&lane->flushing, batch->nrows);
-	view->report(view->queue, batch->nrows);
-	flushing_view = view;
 	PG_TRY();
 	{
 		error_context_stack = &context;
 		SetCurrentStatementStartTimestamp();
-		pgstat_report_activity(STATE_RUNNING, view->def->flush_sql ?
-							   view->def->flush_sql :
+		pgstat_report_activity(STATE_RUNNING, sql ? sql :
 							   "batcher: sending messages");
 		StartTransactionCommand();
-		if (!run_batch(view, batch))
-			result = FLUSH_AGAIN;
-		CommitTransactionCommand();
-		MemoryContextSwitchTo(cxt);
-		if (result == FLUSH_DONE)
-		{
-			batcher_debug_point("committed");
-			finish_batch(view, batch, started);
-		}
+		result = run_batch(t);
+		if (result == FLUSH_FAILED)
+			AbortCurrentTransaction();
+		else
+			CommitTransactionCommand();
 		error_context_stack = context.previous;
 	}
 	PG_CATCH();
 	{
-		recover_from_failure(view, batch, cxt);
+		t->error = recover_from_failure(t->view, cxt, &t->fault);
 		result = FLUSH_FAILED;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(cxt);
+	if (result == FLUSH_DONE)
+	{
+		batcher_debug_point("committed");
+		finish_batch(t);
+	}
+	return result;
+}
+
+static const char *
+error_message(const ErrorData *error)
+{
+	return error && error->message ? error->message : "no reason is known";
+}
+
+/* No row has passed: that counts for the breaker. */
+static void
+note_failed_flush(BatcherLaneView *view, const char *message)
+{
+	view->forced_upto = view->asked_upto;
+	batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
+	batcher_breaker_note_failure(view, message);
+}
+
+/* Wait before the lane is tried again. */
+static void
+put_off_lane(BatcherLaneView *view)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	uint32		failures = pg_atomic_read_u32(&lane->failures);
+	double		delay;
+
+	delay = batcher_schedule_retry_delay(&view->def->options, Max(failures, 1),
+										 pg_prng_double(&pg_global_prng_state));
+	pg_atomic_write_u64(&lane->retry_at,
+						batcher_clock_add_ms(batcher_clock_now(), delay));
+}
+
+/*
+ * A transaction was given up: no row has passed, and nobody is charged.  It is
+ * tried again later, or the breaker opens.
+ */
+static void
+note_given_up(Try *t)
+{
+	BatcherLaneView *view = t->view;
+	const char *message = error_message(t->error);
+
+	if (t->batch->reason == BATCHER_REASON_PURGE)
+	{
+		put_off_lane(view);
+		return;
+	}
+	batcher_count(view->queue, BATCHER_ROWS_RETRIED, t->batch->nrows);
+	note_failed_flush(view, message);
+	if (t->fault == BATCHER_FAULT_PASSING)
+	{
+		view->passing++;
+		put_off_lane(view);
+	}
+	else if (pg_atomic_read_u32(&view->queue->lane.breaker) !=
+			 BATCHER_BREAKER_OPEN)
+		batcher_breaker_open(view, message);
+}
+
+/* Flush a batch by isolating the rows that fail; 't' is the try before. */
+static FlushResult
+isolate_batch(Try *t)
+{
+	FlushResult result;
+	BatcherFault fault;
+	ErrorData  *error;
+	bool		counts;
+
+	t->iso = batcher_isolation_new(t->view, t->batch, t->error, t->fault);
+	t->error = NULL;
+	t->fault = BATCHER_FAULT_PASSING;
+	counts = batcher_isolation_counts(t->iso);
+	result = try_batch(t);
+	error = batcher_isolation_error(t->iso, &fault);
+	if (result == FLUSH_FAILED)
+	{
+		if (t->error == NULL)	/* it has ended without one of its own */
+		{
+			t->error = error;
+			t->fault = fault;
+		}
+		note_given_up(t);
+	}
+	else if (result == FLUSH_DONE && t->batch->nflushed == 0 &&
+			 t->batch->nrows > 0 && counts)
+		note_failed_flush(t->view, error_message(error));
+	return result;
+}
+
+/* Flush a batch: as a whole, and if that fails, by isolating rows. */
+static FlushResult
+flush_batch(BatcherLaneView *view, BatcherBatch *batch)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	Try			t = {.view = view,.batch = batch};
+	FlushResult result;
+	bool		isolable = view->def->flush_sql != NULL &&
+		batch->reason != BATCHER_REASON_PURGE;
+
+	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);
+	pg_atomic_write_u32(&lane->flushing, batch->nrows);
+	view->report(view->queue, batch->nrows);
+	flushing_view = view;
+	t.started = batcher_clock_now();
+	if (isolable && (batch->reason == BATCHER_REASON_RETRY ||
+					 view->passing >= view->def->options.max_attempts))
+		result = isolate_batch(&t);
+	else
+	{
+		result = try_batch(&t);
+		if (result == FLUSH_FAILED)
+		{
+			if (isolable && (t.fault == BATCHER_FAULT_STATEMENT ||
+							 t.fault == BATCHER_FAULT_ROW))
+				result = isolate_batch(&t);
+			else
+				note_given_up(&t);
+		}
+	}
 	flushing_view = NULL;
 	pg_atomic_write_u32(&lane->flushing, 0);
 	return result;
@@ -280,10 +400,14 @@ try_batch(BatcherLaneView *view, BatcherBatch *batch)
 static void
 note_overtime(int code, Datum arg)
 {
-	if (flushing_view && batcher_executor_overtime())
-		(void) note_failure(flushing_view,
-							pg_atomic_read_u32(&flushing_view->queue->lane.flushing),
-							"57014", "flush outlived its timeout, and its worker was ended");
+	const char *message = "flush outlived its timeout, and its worker was ended";
+
+	if (flushing_view == NULL || !batcher_executor_overtime())
+		return;
+	LWLockReleaseAll();
+	(void) batcher_failure_note(flushing_view, "57014", message);
+	batcher_count(flushing_view->queue, BATCHER_BATCHES_FAILED, 1);
+	batcher_breaker_open(flushing_view, message);
 }
 
 /*
@@ -295,11 +419,38 @@ batcher_flush_install(void)
 	before_shmem_exit(note_overtime, (Datum) 0);
 }
 
-/* Read back from the spool; a failure counts as one of the queue. */
+/*
+ * A tuple of the spool cannot be read: make it a dead letter, so that it does
+ * not stand in the way of the others.
+ */
+static void
+bury_unreadable(const BatcherSpoolEntry *entry, const ErrorData *error)
+{
+	BatcherSpoolEntry buried = *entry;
+	Buffer		pin = InvalidBuffer;
+	Relation	spool;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	spool = batcher_spool_open(RowExclusiveLock);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (batcher_spool_delete(spool, &buried.tid, buried.number, &pin))
+		batcher_dead_insert_unreadable(buried.queue_id, buried.number,
+									   &buried.tid, error);
+	if (BufferIsValid(pin))
+		ReleaseBuffer(pin);
+	PopActiveSnapshot();
+	table_close(spool, NoLock);
+	CommitTransactionCommand();
+}
+
+/* Read back from the spool; a failure puts the lane off. */
 static void
 try_refill(BatcherLaneView *view)
 {
 	MemoryContext cxt = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	BatcherFault fault;
 
 	PG_TRY();
 	{
@@ -308,8 +459,28 @@ try_refill(BatcherLaneView *view)
 	}
 	PG_CATCH();
 	{
-		recover_from_failure(view, NULL, cxt);
+		error = recover_from_failure(view, cxt, &fault);
 		batcher_readback_reset(view);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(cxt);
+	if (error == NULL)
+		return;
+	batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
+	if (batcher_spool_unreadable() == NULL)
+	{
+		put_off_lane(view);
+		return;
+	}
+	PG_TRY();
+	{
+		bury_unreadable(batcher_spool_unreadable(), error);
+		batcher_count(view->queue, BATCHER_ROWS_DEAD, 1);
+	}
+	PG_CATCH();
+	{
+		(void) recover_from_failure(view, cxt, &fault);
+		put_off_lane(view);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(cxt);
@@ -326,6 +497,8 @@ may_read_back(BatcherLaneView *view, bool draining)
 	if (pg_atomic_read_u64(&lane->purge_upto) > settled)
 		return true;
 	if (view->def->paused)
+		return false;
+	if (batcher_lane_breaker_open(lane))
 		return false;
 	return draining || (flush_upto > settled && flush_upto > view->forced_upto) ||
 		pg_atomic_read_u64(&lane->retry_at) <= batcher_clock_now();
@@ -359,10 +532,15 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 	}
 	if (batch)
 	{
-		FlushResult result = try_batch(view, batch);
+		FlushResult result = flush_batch(view, batch);
 
 		if (result == FLUSH_FAILED)
-			view->deadline = pg_atomic_read_u64(&lane->retry_at);
+			view->deadline = pg_atomic_read_u32(&lane->breaker) ==
+				BATCHER_BREAKER_OPEN ?
+				pg_atomic_read_u64(&lane->breaker_until) :
+				pg_atomic_read_u64(&lane->retry_at);
+		if (result == FLUSH_FAILED)
+			pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 		batcher_gather_publish(view);
 		return result != FLUSH_FAILED;
 	}

@@ -14,82 +14,11 @@
 
 #include "base/clock.h"
 #include "batch/batch.h"
-#include "common/hashfn.h"
-#include "utils/hsearch.h"
+#include "batch/keyset.h"
 #include "utils/memutils.h"
 
 /* Rows that one purge throws away at most. */
 #define PURGE_BATCH		10000
-
-/* A set of keys, small or empty as a rule. */
-typedef struct KeySet
-{
-	HTAB	   *table;			/* NULL: empty */
-} KeySet;
-
-typedef struct KeySetEntry
-{
-	text	   *key;			/* hash key */
-} KeySetEntry;
-
-static uint32
-key_hash(const void *key, Size keysize)
-{
-	const text *t = *(text *const *) key;
-
-	return hash_bytes((const unsigned char *) VARDATA(t),
-					  VARSIZE(t) - VARHDRSZ);
-}
-
-static int
-key_compare(const void *a, const void *b, Size keysize)
-{
-	const text *ta = *(text *const *) a;
-	const text *tb = *(text *const *) b;
-
-	if (VARSIZE(ta) != VARSIZE(tb))
-		return 1;
-	return memcmp(VARDATA(ta), VARDATA(tb), VARSIZE(ta) - VARHDRSZ);
-}
-
-static void
-keyset_add(KeySet *set, text *key)
-{
-	if (set->table == NULL)
-	{
-		HASHCTL		ctl;
-
-		memset(&ctl, 0, sizeof(ctl));
-		ctl.keysize = sizeof(text *);
-		ctl.entrysize = sizeof(KeySetEntry);
-		ctl.hash = key_hash;
-		ctl.match = key_compare;
-		ctl.hcxt = CurrentMemoryContext;
-		set->table = hash_create("batcher keys", 32, &ctl,
-								 HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
-								 HASH_CONTEXT);
-	}
-	(void) hash_search(set->table, &key, HASH_ENTER, NULL);
-}
-
-static bool
-keyset_has(KeySet *set, text *key)
-{
-	return set->table && key &&
-		hash_search(set->table, &key, HASH_FIND, NULL) != NULL;
-}
-
-/* The key of a row, or NULL. */
-static text *
-row_key(BatcherChunk *chunk, BatcherRow *row)
-{
-	BatcherRowParts parts;
-
-	if (!(row->flags & BATCHER_ROW_KEY))
-		return NULL;
-	batcher_row_read(chunk, row, &parts);
-	return parts.key;
-}
 
 /* The first chunk of a lane, and the one after a chunk. */
 static BatcherChunk *
@@ -117,13 +46,18 @@ typedef struct Selection
 {
 	int			max_rows;
 	uint64		below;			/* chunks with a smaller number only */
+	bool		all;			/* whether they wait for a retry or not */
+	TimestampTz retry_by;		/* only rows that are tried again by then; 0:
+								 * only such as have not failed */
+	TimestampTz retry_next;		/* found: when the first other one is due */
+	TimestampTz oldest_at;		/* found: oldest commit of those looked at */
 	BatcherChunk *immediate;	/* only immediate rows of this chunk ... */
-	KeySet	   *keys;			/* ... and rows of these keys */
+	BatcherKeySet *keys;		/* ... and rows of these keys */
 } Selection;
 
 /* Note the keys that an undecided chunk holds back. */
 static void
-hold_keys(KeySet *held, BatcherChunk *chunk)
+hold_keys(BatcherKeySet *held, BatcherChunk *chunk)
 {
 	BatcherRow *row = batcher_chunk_first(chunk);
 	int			i;
@@ -131,36 +65,57 @@ hold_keys(KeySet *held, BatcherChunk *chunk)
 	if (!(chunk->flags & BATCHER_CHUNK_KEYED))
 		return;
 	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
-	{
-		text	   *key = row_key(chunk, row);
-
-		if (key)
-			keyset_add(held, key);
-	}
+		batcher_keyset_add(held, batcher_row_key(chunk, row));
 }
 
+/*
+ * Is this row to be taken?  One that is tried again by itself holds back the
+ * later rows of its key, and nothing else.
+ */
 static bool
-is_selected(const Selection *sel, BatcherChunk *chunk, BatcherRow *row)
+is_selected(BatcherLaneView *view, Selection *sel, BatcherKeySet *held,
+			BatcherChunk *chunk, BatcherRow *row)
 {
+	TimestampTz retry_at;
+	text	   *key;
+
 	if (row->flags & BATCHER_ROW_DONE)
 		return false;
-	if (sel->immediate == NULL)
+	if (sel->all)
 		return true;
-	return (chunk == sel->immediate && (row->flags & BATCHER_ROW_IMMEDIATE)) ||
-		keyset_has(sel->keys, row_key(chunk, row));
+	retry_at = batcher_retry_at(view, chunk, row);
+	if (retry_at == BATCHER_NO_RETRY)
+	{
+		if (sel->retry_by != 0)
+			return false;
+		key = held->table || sel->keys ? batcher_row_key(chunk, row) : NULL;
+		if (batcher_keyset_has(held, key))
+			return false;
+		return sel->immediate == NULL ||
+			(chunk == sel->immediate && (row->flags & BATCHER_ROW_IMMEDIATE)) ||
+			batcher_keyset_has(sel->keys, key);
+	}
+	key = batcher_row_key(chunk, row);
+	if (batcher_keyset_has(held, key))
+		return false;
+	batcher_keyset_add(held, key);
+	if (retry_at <= sel->retry_by)
+		return true;
+	sel->retry_next = Min(sel->retry_next, retry_at);
+	return false;
 }
 
 /* Walk the rows and take those that are selected and not held back. */
 static BatcherBatch *
-select_rows(BatcherLaneView *view, const Selection *sel)
+select_rows(BatcherLaneView *view, Selection *sel)
 {
 	BatcherBatch *batch = palloc0(sizeof(BatcherBatch));
 	int			allocated = 64;
-	KeySet		held = {NULL};
+	BatcherKeySet held = {NULL};
 	BatcherChunk *chunk;
 
 	batch->rows = palloc(allocated * sizeof(BatcherBatchRow));
-	batch->oldest_at = BATCHER_NEVER;
+	batch->oldest_at = sel->oldest_at = BATCHER_NEVER;
 	for (chunk = first_chunk(view); chunk && batch->nrows < sel->max_rows;
 		 chunk = next_chunk(view, chunk))
 	{
@@ -175,12 +130,12 @@ select_rows(BatcherLaneView *view, const Selection *sel)
 		if (state != BATCHER_CHUNK_COMMITTED || chunk->number >= sel->below)
 			continue;
 		pg_read_barrier();		/* the time was stored before the state */
+		if (chunk->nlive > 0)
+			sel->oldest_at = Min(sel->oldest_at, chunk->committed_at);
 		for (i = 0; i < chunk->nrows && batch->nrows < sel->max_rows;
 			 i++, row = batcher_row_next(row))
 		{
-			if (!is_selected(sel, chunk, row))
-				continue;
-			if (held.table && keyset_has(&held, row_key(chunk, row)))
+			if (!is_selected(view, sel, &held, chunk, row))
 				continue;
 			if (batch->nrows == allocated)
 			{
@@ -190,6 +145,7 @@ select_rows(BatcherLaneView *view, const Selection *sel)
 			}
 			batch->rows[batch->nrows].chunk = chunk;
 			batch->rows[batch->nrows].row = row;
+			batch->rows[batch->nrows].outcome = BATCHER_OUTCOME_FLUSHED;
 			batch->nrows++;
 			batch->oldest_at = Min(batch->oldest_at, chunk->committed_at);
 		}
@@ -199,13 +155,13 @@ select_rows(BatcherLaneView *view, const Selection *sel)
 
 /* A batch of the first immediate rows and of what waits with their keys. */
 static BatcherBatch *
-select_immediate(BatcherLaneView *view)
+select_immediate(BatcherLaneView *view, int max_rows)
 {
 	Selection	sel = {
-		.max_rows = view->def->options.max_batch_size,
+		.max_rows = max_rows,
 		.below = PG_UINT64_MAX
 	};
-	KeySet		keys = {NULL};
+	BatcherKeySet keys = {NULL};
 	BatcherChunk *chunk;
 	BatcherRow *row;
 	int			left = 0;
@@ -223,14 +179,12 @@ select_immediate(BatcherLaneView *view)
 		row = batcher_chunk_first(chunk);
 		for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
 		{
-			text	   *key = row_key(chunk, row);
-
 			if ((row->flags & BATCHER_ROW_DONE) ||
-				!(row->flags & BATCHER_ROW_IMMEDIATE))
+				!(row->flags & BATCHER_ROW_IMMEDIATE) ||
+				batcher_retry_at(view, chunk, row) != BATCHER_NO_RETRY)
 				continue;
 			sel.immediate = chunk;
-			if (key)
-				keyset_add(&keys, key);
+			batcher_keyset_add(&keys, batcher_row_key(chunk, row));
 		}
 	}
 	if (sel.immediate == NULL)
@@ -273,14 +227,17 @@ static BatcherBatch *
 gather_purge(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	Selection	sel = {.max_rows = PURGE_BATCH};
+	Selection	sel = {.max_rows = PURGE_BATCH,.all = true};
 	BatcherBatch *batch;
+	int			i;
 
 	sel.below = pg_atomic_read_u64(&lane->purge_upto);
 	if (sel.below <= pg_atomic_read_u64(&lane->settled))
 		return NULL;
 	batch = select_rows(view, &sel);
 	batch->reason = BATCHER_REASON_PURGE;
+	for (i = 0; i < batch->nrows; i++)
+		batch->rows[i].outcome = BATCHER_OUTCOME_PURGED;
 	return batch->nrows > 0 ? batch : NULL;
 }
 
@@ -303,22 +260,82 @@ has_rows_below(BatcherLaneView *view, uint64 upto)
 	return false;
 }
 
+/* A batch of rows that failed and are to be tried again now, or NULL. */
+static BatcherBatch *
+gather_retries(BatcherLaneView *view, TimestampTz now, int max_rows)
+{
+	Selection	sel = {
+		.max_rows = Min(max_rows, BATCHER_RETRY_BATCH),
+		.below = PG_UINT64_MAX,
+		.retry_by = now,
+		.retry_next = BATCHER_NEVER
+	};
+	BatcherBatch *batch;
+
+	if (view->retry_next > now)
+		return NULL;
+	batch = select_rows(view, &sel);
+	batch->reason = BATCHER_REASON_RETRY;
+	if (batch->nrows == 0)
+	{
+		view->retry_next = sel.retry_next;
+		return NULL;
+	}
+	view->retry_next = BATCHER_RETRY_NOW;	/* look again afterwards */
+	return batch;
+}
+
+/*
+ * A batch of what has not failed yet, if it is due; else NULL, and
+ * view->deadline is when.  'force': it is due now.
+ */
+static BatcherBatch *
+gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows, bool force,
+			uint64 force_below)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	const BatcherOptions *options = &view->def->options;
+	Selection	sel = {
+		.max_rows = max_rows,
+		.below = PG_UINT64_MAX,
+		.retry_next = BATCHER_NEVER
+	};
+	BatcherBatch *batch = select_rows(view, &sel);
+	TimestampTz due = BATCHER_NEVER;
+
+	if (batch->nrows > 0)
+		due = batcher_clock_add_ms(batch->oldest_at, options->flush_interval);
+	pg_atomic_write_u64(&lane->oldest_at,
+						sel.oldest_at == BATCHER_NEVER ? 0 : sel.oldest_at);
+	view->deadline = Min(due, view->retry_next);
+	pg_atomic_write_u64(&lane->next_flush_at,
+						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
+	if (batch->nrows == 0)
+		return NULL;
+	if (force || (force_below > 0 && has_rows_below(view, force_below)))
+		batch->reason = BATCHER_REASON_FORCED;
+	else if (batch->nrows >= Min(options->flush_size, max_rows))
+		batch->reason = BATCHER_REASON_SIZE;
+	else if (due <= now)
+		batch->reason = BATCHER_REASON_TIME;
+	else
+		return NULL;
+	return batch;
+}
+
 /*
  * The next batch of a lane, in the current context, if one is due; else NULL,
- * and view->deadline is when to look again.  'draining': everything is due.
+ * and view->deadline is when to look again.  'draining': everything is due but
+ * what failed and waits to be tried again.
  */
 BatcherBatch *
 batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	const BatcherOptions *options = &view->def->options;
 	TimestampTz retry_at = pg_atomic_read_u64(&lane->retry_at);
 	uint64		flush_upto = pg_atomic_read_u64(&lane->flush_upto);
-	Selection	sel = {
-		.max_rows = options->max_batch_size,
-		.below = PG_UINT64_MAX
-	};
 	BatcherBatch *batch;
+	int			max_rows;
 	bool		asked;
 	bool		forced;
 
@@ -333,51 +350,41 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 		pg_atomic_write_u64(&lane->next_flush_at, 0);
 		return NULL;
 	}
+	max_rows = batcher_breaker_limit(view, now);
+	if (max_rows == 0)
+	{
+		view->deadline = pg_atomic_read_u64(&lane->breaker_until);
+		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
+		return NULL;
+	}
 
 	/* who asks for a flush overrides a retry's delay once, not for ever */
+	view->asked_upto = flush_upto;
 	asked = flush_upto > pg_atomic_read_u64(&lane->settled);
 	forced = asked && flush_upto > view->forced_upto;
+	if (forced)
+		batcher_retry_force(view);
 	if (retry_at > now && !forced && !draining)
 	{
 		view->deadline = retry_at;
 		pg_atomic_write_u64(&lane->next_flush_at, retry_at);
 		return NULL;
 	}
+	batch = gather_retries(view, now, max_rows);
+	if (batch)
+		return batch;
 
 	if (view->nimmediate > 0)
 	{
-		batch = select_immediate(view);
+		batch = select_immediate(view, max_rows);
 		if (batch && batch->nrows > 0)
 		{
 			batch->reason = BATCHER_REASON_IMMEDIATE;
 			return batch;
 		}
 	}
-
-	batch = select_rows(view, &sel);
-	if (batch->nrows > 0)
-	{
-		TimestampTz due = batcher_clock_add_ms(batch->oldest_at,
-											   options->flush_interval);
-
-		pg_atomic_write_u64(&lane->oldest_at, batch->oldest_at);
-		pg_atomic_write_u64(&lane->next_flush_at, due);
-		if (draining || (asked && has_rows_below(view, flush_upto)))
-			batch->reason = BATCHER_REASON_FORCED;
-		else if (batch->nrows >= options->flush_size)
-			batch->reason = BATCHER_REASON_SIZE;
-		else if (due <= now)
-			batch->reason = BATCHER_REASON_TIME;
-		else
-		{
-			view->deadline = due;
-			batch = NULL;
-		}
-		return batch;
-	}
-	pg_atomic_write_u64(&lane->oldest_at, 0);
-	pg_atomic_write_u64(&lane->next_flush_at, 0);
-	return NULL;
+	return gather_rows(view, now, max_rows, draining,
+					   asked ? flush_upto : 0);
 }
 
 /* Is everything with a number below 'upto' settled that was visible? */

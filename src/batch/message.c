@@ -152,7 +152,7 @@ fill_message(Message *message, BatcherLaneView *view, BatcherBatch *batch)
 	strlcpy(message->queue_name, view->def->name, NAMEDATALEN);
 	message->queue = view->queue->key;
 	message->batch = batch->number;
-	message->count = batch->nrows;
+	message->count = batch->nflushed;
 	message->at = batcher_clock_now();
 }
 
@@ -164,7 +164,7 @@ batcher_message_add(BatcherLaneView *view, BatcherBatch *batch)
 {
 	Message    *message;
 
-	if (!batcher_message_wanted(view->def) || batch->nrows == 0)
+	if (!batcher_message_wanted(view->def) || batch->nflushed == 0)
 		return;
 	message = MemoryContextAlloc(message_cxt, sizeof(Message));
 	fill_message(message, view, batch);

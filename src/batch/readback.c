@@ -110,7 +110,8 @@ batcher_readback_low(BatcherLaneView *view)
 		return false;
 	if (view->readback)
 		waiting += view->readback->nrows;
-	return waiting < max;
+	/* what waits to be tried again is no row for the next batch */
+	return waiting < max + batcher_retry_count(view);
 }
 
 /*

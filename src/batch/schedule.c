@@ -8,24 +8,22 @@
 
 #include "batch/batch.h"
 
-#define RETRY_DELAY		500.0	/* ms */
-#define RETRY_BACKOFF	2.0
-#define RETRY_MAX_DELAY	60000.0 /* ms */
 #define RETRY_JITTER	0.2
 
 /*
- * Milliseconds to wait after the 'failures'-th failed flush in a row: it
- * doubles from half a second up to a minute.  'random', from 0 to 1, spreads
- * it by a fifth to either side, so that queues that failed together do not
- * come back together.
+ * Milliseconds to wait after the 'failures'-th failure in a row: retry_delay,
+ * growing by the factor retry_backoff up to retry_max_delay.  'random', from 0
+ * to 1, spreads it by a fifth to either side, so that what failed together
+ * does not come back together.
  */
 double
-batcher_schedule_retry_delay(int failures, double random)
+batcher_schedule_retry_delay(const BatcherOptions *options, int failures,
+							 double random)
 {
 	double		delay;
 
 	Assert(failures > 0);
-	delay = RETRY_DELAY * pow(RETRY_BACKOFF, Min(failures - 1, 30));
-	delay = Min(delay, RETRY_MAX_DELAY);
+	delay = options->retry_delay * pow(options->retry_backoff, failures - 1);
+	delay = Min(delay, options->retry_max_delay);
 	return delay * (1.0 - RETRY_JITTER + 2.0 * RETRY_JITTER * random);
 }

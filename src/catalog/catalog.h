@@ -22,6 +22,8 @@ typedef struct BatcherCatalog
 	Oid			queue_table;	/* batcher.queue_definition */
 	Oid			queue_name_index;	/* its index on name */
 	Oid			spool;			/* batcher.spool */
+	Oid			dead_table;		/* batcher.dead_row */
+	Oid			dead_index;		/* its primary key */
 	Oid			number_sequence;	/* batcher.number */
 	Oid			queue_id_sequence;	/* batcher.queue_id */
 } BatcherCatalog;
@@ -65,6 +67,20 @@ extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
 extern void batcher_definition_lock_name(const char *name);
 extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
 
+/* write.c */
+
+/* What a statement that writes has returned. */
+typedef struct BatcherWritten
+{
+	uint64		ntuples;
+	HeapTuple  *tuples;
+	TupleDesc	desc;
+} BatcherWritten;
+
+extern uint64 batcher_catalog_write(const char *sql, int nargs, Oid *types,
+									Datum *values, const char *nulls,
+									BatcherWritten *written);
+
 /* change.c: what a change of definitions does at commit */
 extern bool batcher_definition_writing; /* our own function writes */
 extern uint64 batcher_change_local; /* grows when this transaction's view of
@@ -75,6 +91,7 @@ extern void batcher_change_note_dropped(BatcherSharedQueue *queue);
 extern void batcher_change_install(void);
 
 /* spool.c */
+extern const char *batcher_spool_enqueuer(const BatcherChunk *chunk);
 extern Relation batcher_spool_open(LOCKMODE lockmode);
 extern uint64 batcher_spool_home(uint32 version);
 extern bool batcher_spool_version(BatcherSharedDatabase *db, Relation spool,
@@ -105,10 +122,43 @@ typedef struct BatcherSpoolEntry
 	ItemPointerData tid;
 } BatcherSpoolEntry;
 
+extern const BatcherSpoolEntry *batcher_spool_unreadable(void);
+
 typedef void (*BatcherSpoolVisitor) (HeapTuple tuple,
 									 const BatcherSpoolEntry *entry,
 									 void *arg);
 extern void batcher_spool_scan(Relation spool, Snapshot snapshot,
 							   BatcherSpoolVisitor visit, void *arg);
+
+/* dead.c */
+
+/* A dead letter: one tuple of batcher.dead_row. */
+typedef struct BatcherDeadLetter
+{
+	int32		queue_id;
+	BatcherRowParts row;		/* payload NULL: it could not be read */
+	char	   *sqlstate;
+	char	   *message;
+	char	   *detail;			/* NULL: none */
+	char	   *context;		/* NULL: none */
+	int			attempts;
+	TimestampTz enqueued_at;	/* 0: unknown */
+	char	   *enqueued_by;	/* NULL: unknown */
+	Oid			enqueuer;		/* that role, InvalidOid: it was gone */
+	TimestampTz died_at;
+} BatcherDeadLetter;
+
+typedef void (*BatcherDeadVisitor) (const BatcherDeadLetter *dead, void *arg);
+
+extern void batcher_dead_insert(int32 queue_id, const BatcherChunk *chunk,
+								BatcherRow *row, const ErrorData *error);
+extern void batcher_dead_insert_unreadable(int32 queue_id, uint64 number,
+										   ItemPointer tid,
+										   const ErrorData *error);
+extern void batcher_dead_scan(BatcherDeadVisitor visit, void *arg);
+extern bool batcher_dead_exists(int32 queue_id, uint64 ticket);
+extern uint64 batcher_dead_delete(int32 queue_id, Datum tickets);
+extern BatcherDeadLetter *batcher_dead_take(int32 queue_id, Datum tickets,
+											int64 after, int max, int *n);
 
 #endif							/* BATCHER_CATALOG_H */

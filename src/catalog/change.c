@@ -338,13 +338,13 @@ batcher_change_install(void)
  * backs, so nobody changes the table by hand.
  */
 static void
-refuse_direct_change(void)
+refuse_direct_change(Relation rel)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" cannot be changed directly",
-					"batcher.queue_definition"),
-			 errhint("Use the functions batch_*_queue.")));
+			 errmsg("table \"batcher.%s\" cannot be changed directly",
+					RelationGetRelationName(rel)),
+			 errhint("Use the functions of the extension.")));
 }
 
 PG_FUNCTION_INFO_V1(batcher_changed);
@@ -361,7 +361,7 @@ batcher_changed(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.changed")));
 	if (TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event))
-		refuse_direct_change();
+		refuse_direct_change(((TriggerData *) fcinfo->context)->tg_relation);
 	note_change();
 	return PointerGetDatum(NULL);
 }
@@ -442,7 +442,7 @@ skip_numbers(TriggerData *trigdata)
 PG_FUNCTION_INFO_V1(batcher_arrived);
 
 /*
- * Trigger on the definitions and the spool: a row has come that our own
+ * Trigger on our tables: a row has come that our own
  * functions did not write.
  *
  * What logical replication brings, changes or removes is skipped: the
@@ -470,13 +470,22 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	if (!batcher_definition_writing &&
 		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		refuse_direct_change();
+		refuse_direct_change(trigdata->tg_relation);
 	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		return PointerGetDatum(trigdata->tg_newtuple);
 	if (batcher_definition_writing)
 		return PointerGetDatum(trigdata->tg_trigtuple);
 	note_arrival();
 
+	if (RelationGetRelid(trigdata->tg_relation) ==
+		batcher_catalog_find(false)->dead_table)
+	{
+		const char *names[] = {"enqueuer"};
+
+		values[0] = ObjectIdGetDatum(InvalidOid);
+		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
+											   nulls));
+	}
 	if (RelationGetRelid(trigdata->tg_relation) ==
 		batcher_catalog_find(false)->spool)
 	{

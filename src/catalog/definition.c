@@ -4,7 +4,7 @@
  *
  * Read by catalog scans with a snapshot of this moment, as the server's own
  * catalogs are, so that a session in an old snapshot does not enqueue under a
- * definition of yesterday.  Written through SPI as the owner of the
+ * definition of yesterday.  Written as the owner of the
  * extension; who may write is decided by the callers.  Clients and workers.
  */
 #include "postgres.h"
@@ -17,13 +17,11 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/guc.h"
 #include "utils/rel.h"
 
 /* Columns of batcher.queue_definition. */
@@ -170,44 +168,17 @@ batcher_definition_managed(const char *name)
 	return def;
 }
 
-/*
- * Run one statement as the owner of the extension, whatever the caller's
- * search_path; it must affect one row.
- */
+/* Write one tuple of the definitions. */
 static void
-write_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
-			   const char *nulls)
+write_definition(const char *sql, int nargs, Oid *types, Datum *values,
+				 const char *nulls)
 {
-	Oid			user;
-	int			context;
-	int			guc_level;
-	int			result;
+	uint64		affected = batcher_catalog_write(sql, nargs, types, values,
+												 nulls, NULL);
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(batcher_catalog_find(false)->owner,
-						   context | SECURITY_LOCAL_USERID_CHANGE);
-	guc_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-							 true, 0, false);
-	batcher_definition_writing = true;
-	PG_TRY();
-	{
-		SPI_connect();
-		result = SPI_execute_with_args(sql, nargs, types, values, nulls,
-									   false, 0);
-		if (result < 0 || SPI_processed != 1)
-			elog(ERROR, "could not write the definition of a queue: %s, " UINT64_FORMAT " rows",
-				 SPI_result_code_string(result), SPI_processed);
-		SPI_finish();
-	}
-	PG_FINALLY();
-	{
-		batcher_definition_writing = false;
-	}
-	PG_END_TRY();
-	AtEOXact_GUC(false, guc_level);
-	SetUserIdAndSecContext(user, context);
+	if (affected != 1)
+		elog(ERROR, "could not write the definition of a queue: " UINT64_FORMAT " rows",
+			 affected);
 }
 
 static Datum
@@ -216,7 +187,7 @@ text_datum(const char *s)
 	return s ? CStringGetTextDatum(s) : (Datum) 0;
 }
 
-/* The values of the columns of 'def', for write_as_owner. */
+/* The values of the columns of 'def', for write_definition. */
 static void
 definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 				  char *nulls)
@@ -258,7 +229,7 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
 							   false);
 	definition_values(&copy, types, values, nulls);
-	write_as_owner("INSERT INTO batcher.queue_definition (id, name, owner,"
+	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"
 				   " pause_reason, created_at)"
 				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -277,7 +248,7 @@ batcher_definition_update(const BatcherQueueDef *def)
 	char		nulls[NUM_COLS];
 
 	definition_values(def, types, values, nulls);
-	write_as_owner("UPDATE batcher.queue_definition SET name = $2,"
+	write_definition("UPDATE batcher.queue_definition SET name = $2,"
 				   " owner = $3, owner_name = $4, flush_sql = $5,"
 				   " search_path = $6, options = $7, paused = $8,"
 				   " pause_reason = $9, created_at = $10 WHERE id = $1",
@@ -293,7 +264,7 @@ batcher_definition_delete(int32 id)
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(id)};
 
-	write_as_owner("DELETE FROM batcher.queue_definition WHERE id = $1",
+	write_definition("DELETE FROM batcher.queue_definition WHERE id = $1",
 				   1, types, values, " ");
 }
 

@@ -39,7 +39,7 @@ static void
 forget_catalog(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == catalog.spool ||
-		relid == catalog.queue_table)
+		relid == catalog.queue_table || relid == catalog.dead_table)
 		catalog_valid = false;
 }
 
@@ -94,6 +94,8 @@ batcher_catalog_find(bool missing_ok)
 		found.queue_name_index =
 			get_relname_relid("queue_definition_name_key", found.schema);
 		found.spool = get_relname_relid("spool", found.schema);
+		found.dead_table = get_relname_relid("dead_row", found.schema);
+		found.dead_index = get_relname_relid("dead_row_pkey", found.schema);
 		found.number_sequence = get_relname_relid("number", found.schema);
 		found.queue_id_sequence = get_relname_relid("queue_id", found.schema);
 	}

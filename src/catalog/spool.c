@@ -240,6 +240,17 @@ batcher_spool_write(Relation spool, int32 queue_id, const BatcherChunk *chunk,
 	*tid = tuple->t_self;
 }
 
+/*
+ * The name of who enqueued the rows of a chunk; NULL if the role is gone.
+ */
+const char *
+batcher_spool_enqueuer(const BatcherChunk *chunk)
+{
+	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
+		return batcher_private_chunk(chunk)->enqueued_by;
+	return GetUserNameFromId(chunk->enqueued_by, true);
+}
+
 /* The chunk number of a tuple. */
 static uint64
 tuple_number(HeapTuple tuple, TupleDesc desc)
@@ -302,6 +313,38 @@ batcher_spool_delete(Relation spool, ItemPointer tid, uint64 number,
 		return false;
 	return heap_delete(spool, tid, GetCurrentCommandId(true), InvalidSnapshot,
 					   true, &failure, false) == TM_Ok;
+}
+
+/* The tuple that is being read; queue_id 0: none. */
+static BatcherSpoolEntry reading;
+
+/*
+ * The tuple that could not be read, if the error that was just caught was
+ * raised by that; else NULL.
+ */
+const BatcherSpoolEntry *
+batcher_spool_unreadable(void)
+{
+	return reading.queue_id != 0 ? &reading : NULL;
+}
+
+/* Say which tuple is being read. */
+static void
+begin_reading(Relation spool, HeapTuple tuple)
+{
+	TupleDesc	desc = RelationGetDescr(spool);
+	bool		isnull;
+
+	reading.number = tuple_number(tuple, desc);
+	reading.tid = tuple->t_self;
+	reading.queue_id = DatumGetInt32(heap_getattr(tuple, COL_QUEUE_ID, desc,
+												  &isnull));
+}
+
+static void
+end_reading(void)
+{
+	reading.queue_id = 0;
 }
 
 /* The elements of an array column; a null column gives nulls. */
@@ -432,11 +475,16 @@ batcher_spool_fetch(Relation spool, Snapshot snapshot, ItemPointer tid,
 	Buffer		buffer;
 	BatcherChunk *chunk = NULL;
 
+	end_reading();				/* an error may have left it */
 	tuple.t_self = *tid;
 	if (heap_fetch(spool, snapshot, &tuple, &buffer, false))
 	{
 		if (tuple_number(&tuple, RelationGetDescr(spool)) == number)
+		{
+			begin_reading(spool, &tuple);
 			chunk = batcher_spool_read(spool, &tuple);
+			end_reading();
+		}
 		ReleaseBuffer(buffer);
 	}
 	return chunk;
@@ -450,9 +498,11 @@ void
 batcher_spool_scan(Relation spool, Snapshot snapshot,
 				   BatcherSpoolVisitor visit, void *arg)
 {
-	TableScanDesc scan = table_beginscan(spool, SnapshotAny, 0, NULL);
+	TableScanDesc scan;
 	HeapTuple	tuple;
 
+	end_reading();				/* an error may have left it */
+	scan = table_beginscan(spool, SnapshotAny, 0, NULL);
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
 		Buffer		buffer = ((HeapScanDesc) scan)->rs_cbuf;
@@ -472,8 +522,10 @@ batcher_spool_scan(Relation spool, Snapshot snapshot,
 												&isnull));
 		entry.queue_id = DatumGetInt32(heap_getattr(tuple, COL_QUEUE_ID, desc,
 													&isnull));
+		begin_reading(spool, tuple);
 		entry.nrows = count_elements(heap_getattr(tuple, COL_TICKETS, desc,
 												&isnull));
+		end_reading();
 		entry.tid = tuple->t_self;
 		visit(tuple, &entry, arg);
 	}

@@ -67,7 +67,7 @@ batcher_enqueue(PG_FUNCTION_ARGS)
 	parts.immediate = PG_ARGISNULL(5) ? false : PG_GETARG_BOOL(5);
 	parts.attempts = 0;
 	parts.ticket = batcher_number_take(batcher_catalog_database());
-	batcher_staging_add(target, &parts);
+	batcher_staging_add(target, &parts, GetUserId());
 	PG_RETURN_INT64(parts.ticket);
 }
 
@@ -136,7 +136,7 @@ batcher_enqueue_many(PG_FUNCTION_ARGS)
 		parts.key = keys && !no_key[i] ? DatumGetTextPP(keys[i]) : NULL;
 		parts.topic = topics && !no_topic[i] ? DatumGetTextPP(topics[i]) : NULL;
 		parts.ticket = batcher_number_take(db);
-		batcher_staging_add(target, &parts);
+		batcher_staging_add(target, &parts, GetUserId());
 	}
 	PG_RETURN_INT64(n);
 }

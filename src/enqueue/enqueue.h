@@ -32,7 +32,7 @@ extern BatcherTarget *batcher_target_find(const char *name, int len);
 
 /* staging.c */
 extern void batcher_staging_add(BatcherTarget *target,
-								const BatcherRowParts *parts);
+								const BatcherRowParts *parts, Oid by);
 extern bool batcher_staging_has_queue(BatcherSharedQueue *queue);
 extern bool batcher_staging_has_ticket(BatcherSharedQueue *queue,
 									   uint64 ticket);

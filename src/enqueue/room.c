@@ -27,6 +27,15 @@ raise_full(BatcherTarget *target, const char *detail)
 					 "batcher.shared_memory_size", "memory_limit")));
 }
 
+/* Does the queue have committed rows that are going to be flushed? */
+static bool
+has_rows_to_flush(BatcherSharedQueue *queue)
+{
+	return pg_atomic_read_u64(&queue->lane.npending) > 0 &&
+		!pg_atomic_read_u32(&queue->paused) &&
+		!batcher_lane_breaker_open(&queue->lane);
+}
+
 /* Are there committed rows whose flush would make room? */
 static bool
 flush_may_help(BatcherTarget *target)
@@ -35,16 +44,14 @@ flush_may_help(BatcherTarget *target)
 	bool		may = false;
 	int			n;
 
-	if (pg_atomic_read_u64(&target->queue->lane.npending) > 0 &&
-		!pg_atomic_read_u32(&target->queue->paused))
+	if (has_rows_to_flush(target->queue))
 		return true;
 	if (target->memory_limit > 0)
 		return false;
 	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
 	n = batcher_shmem_queue_list(InvalidOid, list, batcher_max_queues);
 	while (n-- > 0 && !may)
-		may = pg_atomic_read_u64(&list[n]->lane.npending) > 0 &&
-			!pg_atomic_read_u32(&list[n]->paused);
+		may = has_rows_to_flush(list[n]);
 	pfree(list);
 	return may;
 }
@@ -83,6 +90,8 @@ batcher_room_wait(BatcherTarget *target, Size size)
 			raise_full(target,
 					   pg_atomic_read_u32(&target->queue->paused) ?
 					   "The queue is paused." :
+					   batcher_lane_breaker_open(&target->queue->lane) ?
+					   "The breaker of the queue is open." :
 					   "No waiting row that could be flushed holds the memory.");
 		if (ms == 0)
 			raise_full(target,

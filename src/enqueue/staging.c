@@ -167,7 +167,7 @@ area_refuses(BatcherTarget *target, Size size)
 
 /* Begin a chunk for a row of 'size' bytes; returns its index. */
 static int
-begin_chunk(BatcherTarget *target, int lane_index, Size size)
+begin_chunk(BatcherTarget *target, int lane_index, Size size, Oid by)
 {
 	StagedLane *lane = &lanes[lane_index];
 	StagedChunk *staged;
@@ -200,7 +200,7 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size)
 		(void) pg_atomic_fetch_add_u64(&lane->queue->lane.nbytes,
 									   BATCHER_CHUNK_HEADER);
 	}
-	chunk->enqueued_by = GetUserId();
+	chunk->enqueued_by = by;
 	chunk->enqueued_at = GetCurrentTransactionStartTimestamp();
 
 	staged = &chunks[nchunks];
@@ -215,10 +215,10 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size)
 }
 
 /*
- * Stage a row.  Errors: 54000 if it is too large, 53400 if there is no room.
+ * Stage a row, enqueued by the role 'by'.  Errors: 54000 if it is too large, 53400 if there is no room.
  */
 void
-batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts)
+batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts, Oid by)
 {
 	Size		size = batcher_row_size(parts);
 	int			index = find_lane(target);
@@ -241,7 +241,7 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts)
 	{
 		staged = &chunks[lane->open];
 		if (staged->level == GetCurrentTransactionNestLevel() &&
-			staged->chunk->enqueued_by == GetUserId() &&
+			staged->chunk->enqueued_by == by &&
 			!(area_refuses(target, size) &&
 			  !(staged->chunk->flags & BATCHER_CHUNK_PRIVATE)))
 			row = batcher_chunk_add(staged->chunk, staged->last, parts, size);
@@ -258,7 +258,7 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts)
 	}
 	if (row == NULL)
 	{
-		int			chunk_index = begin_chunk(target, index, size);
+		int			chunk_index = begin_chunk(target, index, size, by);
 
 		/* the arrays may have moved */
 		staged = &chunks[chunk_index];

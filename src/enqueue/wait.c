@@ -273,6 +273,13 @@ batcher_flush(PG_FUNCTION_ARGS)
 			continue;
 		}
 		queue = batcher_definition_shared(def);
+		if (batcher_lane_breaker_open(&queue->lane))
+		{
+			ereport(NOTICE,
+					(errmsg("breaker of queue \"%s\" is open", def->name),
+					 errhint("Use batch_reset_breaker() when its cause is mended; the view batcher.status tells it.")));
+			continue;
+		}
 		request->key = queue->key;
 		request->name = def->name;
 		request->before = pg_atomic_read_u64(&queue->lane.nflushed);
@@ -342,6 +349,8 @@ fate_datum(BatcherFate fate)
 			return CStringGetTextDatum("flushed");
 		case BATCHER_FATE_PURGED:
 			return CStringGetTextDatum("purged");
+		case BATCHER_FATE_DEAD:
+			return CStringGetTextDatum("dead");
 		case BATCHER_FATE_UNKNOWN:
 			break;
 	}

@@ -283,6 +283,7 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 								  (unsigned long) waiting, (long long) waiting),
 				 errhint("Flush or purge the queue, or drop it with force => true.")));
 	(void) batcher_spool_delete_queue(def->id);
+	(void) batcher_dead_delete(def->id, (Datum) 0);
 	batcher_definition_delete(def->id);
 	batcher_change_note_dropped(queue);
 	PG_RETURN_VOID();

@@ -98,11 +98,13 @@ typedef struct QueueCopy
 	TimestampTz next_flush_at;
 	TimestampTz retry_at;
 	uint32		failures;
+	uint32		breaker;
 	uint32		flushing;
 	pid_t		worker_pid;		/* 0: nobody owns the lane */
 	uint64		counters[BATCHER_NUM_COUNTERS];
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_error[BATCHER_ERROR_MAX];
+	char		breaker_reason[BATCHER_ERROR_MAX];
 } QueueCopy;
 
 /* The process that owns a lane, or 0; the control lock is held. */
@@ -145,6 +147,7 @@ copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
 	copy->next_flush_at = pg_atomic_read_u64(&lane->next_flush_at);
 	copy->retry_at = pg_atomic_read_u64(&lane->retry_at);
 	copy->failures = pg_atomic_read_u32(&lane->failures);
+	copy->breaker = pg_atomic_read_u32(&lane->breaker);
 	copy->flushing = pg_atomic_read_u32(&lane->flushing);
 	copy->worker_pid = lane_worker_pid(lane);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
@@ -153,6 +156,8 @@ copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
 	LWLockAcquire(&lane->lock, LW_SHARED);
 	copy->last_error_at = queue->last_error_at;
 	strlcpy(copy->last_error, queue->last_error, sizeof(copy->last_error));
+	strlcpy(copy->breaker_reason, queue->breaker_reason,
+			sizeof(copy->breaker_reason));
 	LWLockRelease(&lane->lock);
 }
 
@@ -287,10 +292,31 @@ enum
 	STATUS_QUEUE, STATUS_PENDING, STATUS_PENDING_BYTES, STATUS_SPILLED,
 	STATUS_OLDEST_AT, STATUS_OLDEST_AGE, STATUS_OLDEST_RUNNABLE_AGE,
 	STATUS_NEXT_FLUSH_AT, STATUS_IS_FLUSHING, STATUS_PAUSED,
-	STATUS_PAUSE_REASON, STATUS_CONSECUTIVE_FAILURES, STATUS_RETRY_AT,
+	STATUS_PAUSE_REASON, STATUS_BREAKER_STATE, STATUS_BREAKER_REASON,
+	STATUS_CONSECUTIVE_FAILURES, STATUS_RETRY_AT,
 	STATUS_LAST_ERROR, STATUS_CURRENT_BATCH_SIZE, STATUS_CURRENT_WINDOW,
 	STATUS_LANES, STATUS_WORKER_PID, NUM_STATUS_COLS
 };
+
+/* The columns of batcher.status that are about the breaker. */
+static void
+set_status_breaker(Datum *values, bool *nulls, const QueueCopy *copy,
+				   BatcherSight sight)
+{
+	static const char *const states[] = {
+		[BATCHER_BREAKER_CLOSED] = "closed",
+		[BATCHER_BREAKER_OPEN] = "open",
+		[BATCHER_BREAKER_HALF_OPEN] = "half_open",
+	};
+	bool		told = copy->breaker != BATCHER_BREAKER_CLOSED &&
+		sight == BATCHER_SIGHT_ALL;
+
+	values[STATUS_BREAKER_STATE] = CStringGetTextDatum(states[copy->breaker]);
+	batcher_set_text(&values[STATUS_BREAKER_REASON],
+					 &nulls[STATUS_BREAKER_REASON],
+					 told ? copy->breaker_reason : NULL);
+	values[STATUS_CONSECUTIVE_FAILURES] = Int32GetDatum(copy->failures);
+}
 
 /* The columns of batcher.status that say when something was or will be. */
 static void
@@ -306,7 +332,8 @@ set_status_times(Datum *values, bool *nulls, const BatcherQueueDef *def,
 		values[STATUS_OLDEST_AGE] = age_datum(copy->oldest_at, now);
 	else
 		nulls[STATUS_OLDEST_AGE] = true;
-	if (!nulls[STATUS_OLDEST_AGE] && !def->paused && retry_at == 0)
+	if (!nulls[STATUS_OLDEST_AGE] && !def->paused && retry_at == 0 &&
+		copy->breaker != BATCHER_BREAKER_OPEN)
 		values[STATUS_OLDEST_RUNNABLE_AGE] = values[STATUS_OLDEST_AGE];
 	else
 		nulls[STATUS_OLDEST_RUNNABLE_AGE] = true;
@@ -350,7 +377,7 @@ batcher_get_status(PG_FUNCTION_ARGS)
 		values[STATUS_PAUSED] = BoolGetDatum(def->paused);
 		batcher_set_text(&values[STATUS_PAUSE_REASON],
 						 &nulls[STATUS_PAUSE_REASON], def->pause_reason);
-		values[STATUS_CONSECUTIVE_FAILURES] = Int32GetDatum(copy.failures);
+		set_status_breaker(values, nulls, &copy, sight);
 		batcher_set_text(&values[STATUS_LAST_ERROR], &nulls[STATUS_LAST_ERROR],
 						 visible_error(&copy, sight));
 		values[STATUS_CURRENT_BATCH_SIZE] =
@@ -376,10 +403,12 @@ batcher_get_stat_queue(PG_FUNCTION_ARGS)
 	/* the columns that follow the name and are counters as they stand */
 	static const BatcherCounter plain[] = {
 		BATCHER_ROWS_ENQUEUED, BATCHER_ROWS_FLUSHED, BATCHER_ROWS_RETRIED,
+		BATCHER_ROWS_FAILED, BATCHER_ROWS_DEAD,
 		BATCHER_ROWS_PURGED, BATCHER_ROWS_SPILLED, BATCHER_BATCHES,
 		BATCHER_BATCHES_BY_SIZE, BATCHER_BATCHES_BY_TIME,
 		BATCHER_BATCHES_FORCED, BATCHER_BATCHES_IMMEDIATE,
-		BATCHER_BATCHES_FAILED, BATCHER_MESSAGES_SENT,
+		BATCHER_BATCHES_FAILED, BATCHER_BATCHES_SPLIT,
+		BATCHER_ROWS_TRIED_ALONE, BATCHER_BREAKER_OPENED, BATCHER_MESSAGES_SENT,
 		BATCHER_MESSAGES_SAVED, BATCHER_MESSAGES_DROPPED,
 		BATCHER_MESSAGE_BYTES
 	};

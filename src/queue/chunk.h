@@ -21,6 +21,7 @@
 #define BATCHER_ROW_DONE		0x0010	/* settled, in a committed transaction */
 #define BATCHER_ROW_PURGED		0x0020	/* with DONE: thrown away, not flushed */
 #define BATCHER_ROW_RECORDED	0x0040	/* its fate is remembered */
+#define BATCHER_ROW_DEAD		0x0080	/* with DONE: it is a dead letter */
 
 /*
  * One row.  After the header, each part aligned to four bytes: the priority
@@ -32,7 +33,7 @@ typedef struct BatcherRow
 	uint32		size;			/* of all of it, a multiple of four */
 	uint32		ticket;			/* added to the chunk's first ticket */
 	uint16		flags;
-	uint16		attempts;		/* times it failed */
+	uint16		attempts;		/* times it failed by its own fault */
 } BatcherRow;
 
 /* What a row is made from, and what can be read from it. */
@@ -154,6 +155,7 @@ extern void batcher_lane_sweep(BatcherSharedQueue *queue, int expected);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
 extern bool batcher_lane_may_have_ticket(BatcherSharedLane *lane,
 										 uint64 ticket);
+extern bool batcher_lane_breaker_open(BatcherSharedLane *lane);
 extern bool batcher_lane_wants_worker(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);
@@ -163,7 +165,8 @@ typedef enum BatcherFate
 {
 	BATCHER_FATE_UNKNOWN,
 	BATCHER_FATE_FLUSHED,
-	BATCHER_FATE_PURGED
+	BATCHER_FATE_PURGED,
+	BATCHER_FATE_DEAD
 } BatcherFate;
 
 extern void batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,

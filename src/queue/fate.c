@@ -168,11 +168,9 @@ batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
 	{
 		FatePage   *page = batcher_area_address(p);
 
+		/* a dead letter that was tried again has two: the later one counts */
 		if (page_has(page, ticket))
-		{
 			fate = page->fate;
-			break;
-		}
 		p = page->newer;
 	}
 	LWLockRelease(&queue->lane.lock);

@@ -224,8 +224,9 @@ record_fates(BatcherSharedQueue *queue, BatcherChunk *chunk)
 			continue;
 		row->flags |= BATCHER_ROW_RECORDED;
 		batcher_fate_record(queue, chunk->first_ticket + row->ticket,
-							row->flags & BATCHER_ROW_PURGED ?
-							BATCHER_FATE_PURGED : BATCHER_FATE_FLUSHED);
+							row->flags & BATCHER_ROW_PURGED ? BATCHER_FATE_PURGED :
+							row->flags & BATCHER_ROW_DEAD ? BATCHER_FATE_DEAD :
+							BATCHER_FATE_FLUSHED);
 	}
 }
 
@@ -339,6 +340,17 @@ batcher_lane_may_have_ticket(BatcherSharedLane *lane, uint64 ticket)
 }
 
 /*
+ * Whether the breaker of the lane's queue keeps it from being flushed now.
+ */
+bool
+batcher_lane_breaker_open(BatcherSharedLane *lane)
+{
+	return pg_atomic_read_u32(&lane->breaker) == BATCHER_BREAKER_OPEN &&
+		(TimestampTz) pg_atomic_read_u64(&lane->breaker_until) >
+		batcher_clock_now();
+}
+
+/*
  * Whether there is something that a worker should do for the lane.
  */
 bool
@@ -350,7 +362,7 @@ batcher_lane_wants_worker(BatcherSharedQueue *queue)
 
 	if (pg_atomic_read_u64(&lane->purge_upto) > settled)
 		return true;
-	if (pg_atomic_read_u32(&queue->paused))
+	if (pg_atomic_read_u32(&queue->paused) || batcher_lane_breaker_open(lane))
 		return false;
 	return pg_atomic_read_u64(&lane->npending) > 0 ||
 		pg_atomic_read_u64(&lane->flush_upto) > settled ||

@@ -333,6 +333,9 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u64(&lane->next_flush_at, 0);
 	pg_atomic_init_u64(&lane->retry_at, 0);
 	pg_atomic_init_u32(&lane->failures, 0);
+	pg_atomic_init_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
+	pg_atomic_init_u32(&lane->probes_left, 0);
+	pg_atomic_init_u64(&lane->breaker_until, 0);
 	pg_atomic_init_u32(&lane->unsent, 0);
 	pg_atomic_init_u32(&queue->paused, 0);
 	pg_atomic_init_u64(&queue->defined_at, 0);

@@ -92,6 +92,8 @@ typedef enum BatcherCounter
 	BATCHER_ROWS_ENQUEUED,
 	BATCHER_ROWS_FLUSHED,
 	BATCHER_ROWS_RETRIED,
+	BATCHER_ROWS_FAILED,
+	BATCHER_ROWS_DEAD,
 	BATCHER_ROWS_PURGED,
 	BATCHER_ROWS_SPILLED,
 	BATCHER_BATCHES,
@@ -100,6 +102,9 @@ typedef enum BatcherCounter
 	BATCHER_BATCHES_FORCED,
 	BATCHER_BATCHES_IMMEDIATE,
 	BATCHER_BATCHES_FAILED,
+	BATCHER_BATCHES_SPLIT,
+	BATCHER_ROWS_TRIED_ALONE,
+	BATCHER_BREAKER_OPENED,
 	BATCHER_MESSAGES_SENT,
 	BATCHER_MESSAGES_SAVED,
 	BATCHER_MESSAGES_DROPPED,
@@ -110,6 +115,16 @@ typedef enum BatcherCounter
 	BATCHER_STATS_RESET_AT,		/* a TimestampTz */
 	BATCHER_NUM_COUNTERS
 } BatcherCounter;
+
+/*
+ * The breaker of a queue: whether it is flushed at all.  See batch/breaker.c.
+ */
+typedef enum BatcherBreakerState
+{
+	BATCHER_BREAKER_CLOSED,
+	BATCHER_BREAKER_OPEN,		/* nothing is flushed before breaker_until */
+	BATCHER_BREAKER_HALF_OPEN	/* small batches are tried */
+} BatcherBreakerState;
 
 /* The last error of a queue, as the views show it. */
 #define BATCHER_ERROR_MAX	256
@@ -177,6 +192,9 @@ typedef struct BatcherSharedLane
 	pg_atomic_uint64 next_flush_at; /* TimestampTz, 0: none */
 	pg_atomic_uint64 retry_at;	/* TimestampTz: no flush before, 0: none */
 	pg_atomic_uint32 failures;	/* failed flushes in a row */
+	pg_atomic_uint32 breaker;	/* a BatcherBreakerState */
+	pg_atomic_uint32 probes_left;	/* of a half-open breaker */
+	pg_atomic_uint64 breaker_until; /* TimestampTz */
 	pg_atomic_uint32 unsent;	/* messages of committed batches that are not
 								 * sent yet */
 } BatcherSharedLane;
@@ -192,8 +210,8 @@ typedef struct BatcherSharedFates
 /*
  * What all backends share about one queue.
  *
- * 'name', 'owner_role', 'identity' and 'last_error' are protected by
- * lane.lock, as is 'fates'; 'paused' and 'counters' are atomics.
+ * 'name', 'owner_role', 'identity', the last error and 'breaker_reason' are
+ * protected by lane.lock, as is 'fates'; the rest are atomics.
  */
 typedef struct BatcherSharedQueue
 {
@@ -214,6 +232,7 @@ typedef struct BatcherSharedQueue
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_sqlstate[6];
 	char		last_error[BATCHER_ERROR_MAX];
+	char		breaker_reason[BATCHER_ERROR_MAX];	/* why it opened last */
 } BatcherSharedQueue;
 
 /*

@@ -50,6 +50,7 @@ forget_view(BatcherLaneView *view)
 	batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
 	batcher_executor_reset(view);
 	batcher_readback_reset(view);
+	batcher_retry_reset(view);
 	pfree(view);
 }
 
@@ -158,7 +159,7 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 			 VARSIZE(old->given) != VARSIZE(def->given) ||
 			 memcmp(old->given, def->given, VARSIZE(def->given)) != 0)
 	{
-		pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
+		batcher_breaker_reset(view->queue);
 		view->forced_upto = 0;
 	}
 }

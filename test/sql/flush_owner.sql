@@ -24,6 +24,7 @@ BEGIN
         PERFORM pg_sleep(0.01);
     END LOOP;
     PERFORM batch_purge(q);
+    PERFORM batch_reset_breaker(q);
     RETURN why;
 END $$;
 

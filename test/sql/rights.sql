@@ -112,6 +112,7 @@ SET ROLE regress_batcher_member;
 SELECT consecutive_failures > 0 AS failed, last_error FROM batcher.status WHERE queue = 'ri';
 RESET ROLE;
 GRANT ALL ON ri_target TO regress_batcher_owner;
+SELECT batch_reset_breaker('ri');
 SELECT batch_flush() IS NOT NULL AS flushed;
 SELECT n FROM ri_target WHERE n > 5 ORDER BY n;
 

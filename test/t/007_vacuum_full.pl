@@ -137,7 +137,8 @@ sql($node, q(DELETE FROM collected WHERE id NOT IN (SELECT id FROM acknowledged)
 
 # One queue has rows at hand that were read back before the table was rewritten,
 # and another one notices it.  The second of three tuples keeps its place.
-create_order_queue($node, 'c', 'c_flushed', '{}');
+create_order_queue($node, 'c', 'c_flushed',
+	'{"max_attempts": 1000, "breaker_threshold": 1000, "retry_delay": "50 ms"}');
 create_order_queue($node, 'd', 'd_flushed', '{}');
 sql($node, q(
 VACUUM FULL batcher.spool;

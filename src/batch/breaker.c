@@ -1,0 +1,134 @@
+/*
+ * breaker.c
+ *	  The breaker of a queue.
+ *
+ * Closed, it counts the failed flushes in a row; at breaker_threshold, or at
+ * once by a failure of the statement itself, it opens.  Open, nothing is
+ * flushed for breaker_recovery, and rows gather.  Then it is half open: small
+ * batches are tried; breaker_probes of them close it, and a failed one opens
+ * it again.  Its state is in shared memory, so that everybody can see it, and
+ * is changed by the worker that owns the lane, and by batch_reset_breaker().
+ */
+#include "postgres.h"
+
+#include "base/clock.h"
+#include "batch/batch.h"
+#include "mb/pg_wchar.h"
+
+/* The most rows of a batch that tries whether the breaker may close. */
+#define PROBE_ROWS		10
+
+/*
+ * How many rows a batch may have at 'now'; 0: nothing is flushed before
+ * lane.breaker_until.
+ */
+int
+batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	int			max_rows = view->def->options.max_batch_size;
+
+	switch ((BatcherBreakerState) pg_atomic_read_u32(&lane->breaker))
+	{
+		case BATCHER_BREAKER_CLOSED:
+			break;
+		case BATCHER_BREAKER_OPEN:
+			if (now < (TimestampTz) pg_atomic_read_u64(&lane->breaker_until))
+				return 0;
+			pg_atomic_write_u32(&lane->probes_left,
+								view->def->options.breaker_probes);
+			pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_HALF_OPEN);
+			/* FALLTHROUGH */
+		case BATCHER_BREAKER_HALF_OPEN:
+			return Min(max_rows, PROBE_ROWS);
+	}
+	return max_rows;
+}
+
+/*
+ * Open the breaker.  'reason' is for those who may manage the queue.
+ */
+void
+batcher_breaker_open(BatcherLaneView *view, const char *reason)
+{
+	BatcherSharedQueue *queue = view->queue;
+	BatcherSharedLane *lane = &queue->lane;
+	double		recovery = view->def->options.breaker_recovery;
+	int			len = pg_mbcliplen(reason, strlen(reason),
+								   BATCHER_ERROR_MAX - 1);
+
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	memcpy(queue->breaker_reason, reason, len);
+	queue->breaker_reason[len] = '\0';
+	LWLockRelease(&lane->lock);
+	pg_atomic_write_u64(&lane->breaker_until,
+						batcher_clock_add_ms(batcher_clock_now(), recovery));
+	pg_write_barrier();
+	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_OPEN);
+	batcher_count(queue, BATCHER_BREAKER_OPENED, 1);
+	ereport(LOG,
+			(errmsg("breaker of queue \"%s\" is open: %s",
+					view->def->name, reason),
+			 errdetail("Nothing is flushed for %g s; rows gather.",
+					   recovery / 1000.0)));
+}
+
+/*
+ * A flush has passed rows.
+ */
+void
+batcher_breaker_note_success(BatcherLaneView *view)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+
+	pg_atomic_write_u32(&lane->failures, 0);
+	pg_atomic_write_u64(&lane->retry_at, 0);
+	if (pg_atomic_read_u32(&lane->breaker) != BATCHER_BREAKER_HALF_OPEN)
+		return;
+	if (pg_atomic_read_u32(&lane->probes_left) > 1)
+		(void) pg_atomic_fetch_sub_u32(&lane->probes_left, 1);
+	else
+	{
+		pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
+		ereport(LOG,
+				(errmsg("breaker of queue \"%s\" is closed", view->def->name)));
+	}
+}
+
+/*
+ * A flush in which no row passed has failed, with this error.
+ */
+void
+batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	uint32		failures = pg_atomic_add_fetch_u32(&lane->failures, 1);
+	uint32		state = pg_atomic_read_u32(&lane->breaker);
+
+	if (state == BATCHER_BREAKER_OPEN)
+		return;
+	if (state == BATCHER_BREAKER_HALF_OPEN)
+		batcher_breaker_open(view, message);
+	else if (failures >= view->def->options.breaker_threshold)
+	{
+		char	   *reason = psprintf("%u flushes in a row failed, the last with: %s",
+									  failures, message);
+
+		batcher_breaker_open(view, reason);
+		pfree(reason);
+	}
+}
+
+/*
+ * Close the breaker of a queue and try again at once.  Whoever may manage it,
+ * and the worker when the definition has changed.
+ */
+void
+batcher_breaker_reset(BatcherSharedQueue *queue)
+{
+	BatcherSharedLane *lane = &queue->lane;
+
+	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
+	pg_atomic_write_u32(&lane->failures, 0);
+	pg_atomic_write_u64(&lane->retry_at, 0);
+}

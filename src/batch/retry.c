@@ -1,0 +1,149 @@
+/*
+ * retry.c
+ *	  Rows that have failed and are tried again by themselves.
+ *
+ * How often a row has failed is told by the row; when it is tried next is
+ * known to the worker that owns the lane only, and goes with it: the next
+ * owner tries such rows at once.  A row that failed by no fault of its own
+ * has no attempts and is here only.  So each row that is here, or that has
+ * attempts, waits to be tried again, and holds back the later rows of its key.
+ * The memory is linear in such rows.  The worker.
+ */
+#include "postgres.h"
+
+#include "base/clock.h"
+#include "batch/batch.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+typedef struct Retry
+{
+	uint64		ticket;			/* hash key */
+	TimestampTz due;
+	int			delays;			/* how often it has been put off */
+	BatcherFault convicted;		/* its fault, if other rows passed in the flush
+								 * in which it failed; else PASSING */
+} Retry;
+
+/*
+ * When a row is to be tried again; BATCHER_NO_RETRY if it does not wait for
+ * that.
+ */
+TimestampTz
+batcher_retry_at(BatcherLaneView *view, const BatcherChunk *chunk,
+				 const BatcherRow *row)
+{
+	uint64		ticket = chunk->first_ticket + row->ticket;
+	Retry	   *retry = NULL;
+
+	if (view->retries && hash_get_num_entries(view->retries) > 0)
+		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
+	if (retry)
+		return retry->due;
+	return row->attempts > 0 ? BATCHER_RETRY_NOW : BATCHER_NO_RETRY;
+}
+
+/*
+ * A row has failed: put it off.  'attempts' is how often it has failed by its
+ * own fault by now, 0 if it was not at fault; 'convicted' is its fault if
+ * other rows passed in that flush, else BATCHER_FAULT_PASSING.  'random', from
+ * 0 to 1, is the same for rows that failed together, so that they are tried
+ * again together.
+ */
+void
+batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
+				  BatcherFault convicted, double random)
+{
+	Retry	   *retry;
+	bool		found;
+	double		delay;
+
+	if (view->retries == NULL)
+	{
+		HASHCTL		ctl;
+
+		memset(&ctl, 0, sizeof(ctl));
+		ctl.keysize = sizeof(uint64);
+		ctl.entrysize = sizeof(Retry);
+		ctl.hcxt = TopMemoryContext;
+		view->retries = hash_create("batcher retries", 64, &ctl,
+									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	retry = hash_search(view->retries, &ticket, HASH_ENTER, &found);
+	if (!found)
+	{
+		retry->delays = 0;
+		retry->convicted = BATCHER_FAULT_PASSING;
+	}
+	if (convicted != BATCHER_FAULT_PASSING)
+		retry->convicted = convicted;
+	retry->delays = Max(retry->delays + 1, attempts);
+	delay = batcher_schedule_retry_delay(&view->def->options, retry->delays,
+										 random);
+	retry->due = batcher_clock_add_ms(batcher_clock_now(), delay);
+	view->retry_next = Min(view->retry_next, retry->due);
+}
+
+/*
+ * The fault of a row that failed while others passed; BATCHER_FAULT_PASSING if
+ * it has not.
+ */
+BatcherFault
+batcher_retry_convicted(BatcherLaneView *view, uint64 ticket)
+{
+	Retry	   *retry = NULL;
+
+	if (view->retries)
+		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
+	return retry ? retry->convicted : BATCHER_FAULT_PASSING;
+}
+
+/*
+ * A row is settled.
+ */
+void
+batcher_retry_remove(BatcherLaneView *view, uint64 ticket)
+{
+	if (view->retries)
+		(void) hash_search(view->retries, &ticket, HASH_REMOVE, NULL);
+}
+
+/*
+ * Have all rows tried again now, because somebody asks for a flush.
+ */
+void
+batcher_retry_force(BatcherLaneView *view)
+{
+	HASH_SEQ_STATUS status;
+	Retry	   *retry;
+
+	if (view->retries == NULL)
+		return;
+	hash_seq_init(&status, view->retries);
+	while ((retry = hash_seq_search(&status)) != NULL)
+		retry->due = BATCHER_RETRY_NOW;
+	if (hash_get_num_entries(view->retries) > 0)
+		view->retry_next = BATCHER_RETRY_NOW;
+}
+
+/*
+ * How many rows wait to be tried again, as far as this worker knows.
+ */
+int64
+batcher_retry_count(BatcherLaneView *view)
+{
+	return view->retries ? hash_get_num_entries(view->retries) : 0;
+}
+
+/*
+ * Forget when rows are tried again: the lane goes to another worker, or its
+ * rows are gone.
+ */
+void
+batcher_retry_reset(BatcherLaneView *view)
+{
+	if (view->retries)
+		hash_destroy(view->retries);
+	view->retries = NULL;
+	view->retry_next = BATCHER_RETRY_NOW;
+}
