@@ -21,6 +21,8 @@ typedef struct BatcherCatalog
 	Oid			schema;			/* "batcher" */
 	Oid			queue_table;	/* batcher.queue_definition */
 	Oid			queue_name_index;	/* its index on name */
+	Oid			grant_table;	/* batcher.queue_grant */
+	Oid			grant_index;	/* its index on queue_id */
 	Oid			spool;			/* batcher.spool */
 	Oid			number_sequence;	/* batcher.number */
 	Oid			queue_id_sequence;	/* batcher.queue_id */
@@ -42,6 +44,27 @@ typedef struct BatcherQueueDef
 	TimestampTz created_at;
 } BatcherQueueDef;
 
+/*
+ * What a role may do with a queue.  The owner may all of it, and nobody else
+ * what is his alone: change its SQL, grant, drop it, give it away.  MANAGE
+ * includes what comes before it here.
+ */
+typedef enum BatcherPrivilege
+{
+	BATCHER_LISTEN,
+	BATCHER_ENQUEUE,
+	BATCHER_MANAGE,
+	BATCHER_OWN					/* cannot be granted */
+} BatcherPrivilege;
+
+/* A tuple of batcher.queue_grant. */
+typedef struct BatcherGrant
+{
+	Oid			role;			/* InvalidOid: everybody */
+	const char *role_name;
+	BatcherPrivilege privilege;
+} BatcherGrant;
+
 /* extension.c */
 extern const BatcherCatalog *batcher_catalog_find(bool missing_ok);
 extern BatcherSharedDatabase *batcher_catalog_database(void);
@@ -52,8 +75,12 @@ extern void batcher_number_renew(BatcherSharedDatabase *db, uint64 upto);
 /* definition.c */
 extern BatcherQueueDef *batcher_definition_by_name(const char *name);
 extern List *batcher_definition_list(void);
-extern bool batcher_definition_may_manage(const BatcherQueueDef *def);
-extern BatcherQueueDef *batcher_definition_managed(const char *name);
+extern bool batcher_definition_may(const BatcherQueueDef *def,
+								   BatcherPrivilege privilege);
+extern BatcherQueueDef *batcher_definition_allowed(const char *name,
+												   BatcherPrivilege privilege);
+extern uint64 batcher_catalog_write(const char *sql, int nargs, Oid *types,
+									Datum *values, const char *nulls);
 extern int32 batcher_definition_insert(const BatcherQueueDef *def);
 extern void batcher_definition_update(const BatcherQueueDef *def);
 extern void batcher_definition_delete(int32 id);
@@ -64,6 +91,20 @@ extern void batcher_definition_publish(const BatcherQueueDef *def,
 extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
 extern void batcher_definition_lock_name(const char *name);
 extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
+
+/* grant.c */
+extern const char *batcher_privilege_name(BatcherPrivilege privilege);
+extern bool batcher_privilege_parse(const char *name,
+									BatcherPrivilege *privilege);
+extern List *batcher_grant_list(int32 queue_id);
+extern bool batcher_grant_allows(int32 queue_id, Oid owner,
+								 BatcherPrivilege privilege);
+extern void batcher_grant_add(int32 queue_id, Oid role,
+							  BatcherPrivilege privilege);
+extern void batcher_grant_remove(int32 queue_id, Oid role,
+								 BatcherPrivilege privilege);
+extern void batcher_grant_remove_all(int32 queue_id);
+extern void batcher_grant_resolve(const BatcherQueueDef *def);
 
 /* change.c: what a change of definitions does at commit */
 extern bool batcher_definition_writing; /* our own function writes */

@@ -20,7 +20,6 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -140,22 +139,20 @@ batcher_definition_list(void)
 }
 
 /*
- * May the current user manage this queue?  Superusers may, and who has the
- * privileges of its owner.
+ * May the current user do this with a queue?  See grant.c.
  */
 bool
-batcher_definition_may_manage(const BatcherQueueDef *def)
+batcher_definition_may(const BatcherQueueDef *def, BatcherPrivilege privilege)
 {
-	return superuser() ||
-		(OidIsValid(def->owner) && has_privs_of_role(GetUserId(), def->owner));
+	return batcher_grant_allows(def->id, def->owner, privilege);
 }
 
 /*
- * The definition of the queue with this name, which the current user may
- * manage.  Errors: 42704, 42501.
+ * The definition of the queue with this name, with which the current user may
+ * do this.  Errors: 42704, 42501.
  */
 BatcherQueueDef *
-batcher_definition_managed(const char *name)
+batcher_definition_allowed(const char *name, BatcherPrivilege privilege)
 {
 	BatcherQueueDef *def = batcher_definition_by_name(name);
 
@@ -163,21 +160,25 @@ batcher_definition_managed(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("queue \"%s\" does not exist", name)));
-	if (!batcher_definition_may_manage(def))
+	if (!batcher_definition_may(def, privilege))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 privilege == BATCHER_OWN ?
+				 errmsg("must be owner of queue \"%s\"", name) :
 				 errmsg("permission denied for queue \"%s\"", name)));
 	return def;
 }
 
 /*
- * Run one statement as the owner of the extension, whatever the caller's
- * search_path; it must affect one row.
+ * Run one statement that writes a table of ours, as the owner of the
+ * extension, whatever the caller's search_path.  Returns how many rows it has
+ * affected.
  */
-static void
-write_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
-			   const char *nulls)
+uint64
+batcher_catalog_write(const char *sql, int nargs, Oid *types, Datum *values,
+					  const char *nulls)
 {
+	uint64		nrows = 0;
 	Oid			user;
 	int			context;
 	int			guc_level;
@@ -196,9 +197,10 @@ write_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 		SPI_connect();
 		result = SPI_execute_with_args(sql, nargs, types, values, nulls,
 									   false, 0);
-		if (result < 0 || SPI_processed != 1)
-			elog(ERROR, "could not write the definition of a queue: %s, " UINT64_FORMAT " rows",
-				 SPI_result_code_string(result), SPI_processed);
+		if (result < 0)
+			elog(ERROR, "could not write a table of batcher: %s",
+				 SPI_result_code_string(result));
+		nrows = SPI_processed;
 		SPI_finish();
 	}
 	PG_FINALLY();
@@ -208,6 +210,20 @@ write_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 	PG_END_TRY();
 	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(user, context);
+	return nrows;
+}
+
+/* The same, for a statement that affects the one definition. */
+static void
+write_definition(const char *sql, int nargs, Oid *types, Datum *values,
+				 const char *nulls)
+{
+	uint64		nrows = batcher_catalog_write(sql, nargs, types, values,
+											  nulls);
+
+	if (nrows != 1)
+		elog(ERROR, "could not write the definition of a queue: " UINT64_FORMAT " rows",
+			 nrows);
 }
 
 static Datum
@@ -216,7 +232,7 @@ text_datum(const char *s)
 	return s ? CStringGetTextDatum(s) : (Datum) 0;
 }
 
-/* The values of the columns of 'def', for write_as_owner. */
+/* The values of the columns of 'def', for write_definition. */
 static void
 definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 				  char *nulls)
@@ -258,7 +274,7 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
 							   false);
 	definition_values(&copy, types, values, nulls);
-	write_as_owner("INSERT INTO batcher.queue_definition (id, name, owner,"
+	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"
 				   " pause_reason, created_at)"
 				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -277,7 +293,7 @@ batcher_definition_update(const BatcherQueueDef *def)
 	char		nulls[NUM_COLS];
 
 	definition_values(def, types, values, nulls);
-	write_as_owner("UPDATE batcher.queue_definition SET name = $2,"
+	write_definition("UPDATE batcher.queue_definition SET name = $2,"
 				   " owner = $3, owner_name = $4, flush_sql = $5,"
 				   " search_path = $6, options = $7, paused = $8,"
 				   " pause_reason = $9, created_at = $10 WHERE id = $1",
@@ -293,7 +309,7 @@ batcher_definition_delete(int32 id)
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(id)};
 
-	write_as_owner("DELETE FROM batcher.queue_definition WHERE id = $1",
+	write_definition("DELETE FROM batcher.queue_definition WHERE id = $1",
 				   1, types, values, " ");
 }
 

@@ -39,7 +39,7 @@ static void
 forget_catalog(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == catalog.spool ||
-		relid == catalog.queue_table)
+		relid == catalog.queue_table || relid == catalog.grant_table)
 		catalog_valid = false;
 }
 
@@ -93,12 +93,15 @@ batcher_catalog_find(bool missing_ok)
 		found.queue_table = get_relname_relid("queue_definition", found.schema);
 		found.queue_name_index =
 			get_relname_relid("queue_definition_name_key", found.schema);
+		found.grant_table = get_relname_relid("queue_grant", found.schema);
+		found.grant_index = get_relname_relid("queue_grant_pkey",
+											  found.schema);
 		found.spool = get_relname_relid("spool", found.schema);
 		found.number_sequence = get_relname_relid("number", found.schema);
 		found.queue_id_sequence = get_relname_relid("queue_id", found.schema);
 	}
 	if (!OidIsValid(found.db.extoid) || !OidIsValid(found.spool) ||
-		!OidIsValid(found.queue_table))
+		!OidIsValid(found.queue_table) || !OidIsValid(found.grant_table))
 	{
 		if (missing_ok)
 			return NULL;

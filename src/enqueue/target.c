@@ -13,7 +13,6 @@
 #include "enqueue/enqueue.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
-#include "utils/acl.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -88,8 +87,8 @@ check_right(BatcherTarget *target)
 
 	if (target->checked_user == user && target->checked_roles == roles_changed)
 		return;
-	if (!superuser_arg(user) &&
-		(!OidIsValid(target->owner) || !has_privs_of_role(user, target->owner)))
+	if (!batcher_grant_allows(target->queue_id, target->owner,
+							  BATCHER_ENQUEUE))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\"", target->name)));
