@@ -139,9 +139,17 @@ RESET ROLE;
 SELECT batch_flush('ri');
 SELECT enqueued_by FROM ri_target WHERE n = 12;
 
--- A role that is renamed is followed; one that is gone holds its queues.
+-- A role that is renamed is followed, also by a session that has used its old
+-- name; one that is gone holds its queues.
+SET ROLE regress_batcher_owner;
+SELECT batch_enqueue('ri', '130') > 0 AS has_ticket;
+RESET ROLE;
 ALTER ROLE regress_batcher_owner RENAME TO regress_batcher_renamed;
 SELECT queue, owner, paused FROM batcher.queue ORDER BY queue;
+SET ROLE regress_batcher_renamed;
+SELECT batch_enqueue('ri', '131') > 0 AS has_ticket;
+RESET ROLE;
+SELECT payload, enqueued_by FROM batcher.pending WHERE queue = 'ri' ORDER BY ticket;
 SELECT batch_enqueue('ri', '13') > 0 AS has_ticket;
 SELECT batch_flush('ri');
 SELECT flushed_by FROM ri_target WHERE n = 13;
