@@ -82,8 +82,22 @@ COMMENT ON TABLE batcher.spool IS
 
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.number', '');
-SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition', '');
-SELECT pg_catalog.pg_extension_config_dump('batcher.queue_grant', '');
+-- A role is restored by its name, so a dump has to carry the name of today,
+-- which the tables do not: ALTER ROLE tells us nothing.  What follows the name
+-- of the table in the query of pg_dump is ours; a column of this join takes the
+-- place of the stored name.  Of an owner that is gone nobody is to be found
+-- again; its grants are left out.
+SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition',
+    'AS d (id, name, owner, stored_name)
+     CROSS JOIN LATERAL (SELECT CASE WHEN d.owner OPERATOR(pg_catalog.=) 0
+         THEN d.stored_name
+         ELSE pg_catalog.pg_get_userbyid(d.owner) END) AS r (owner_name)');
+SELECT pg_catalog.pg_extension_config_dump('batcher.queue_grant',
+    'AS g (queue_id, role, stored_name)
+     CROSS JOIN LATERAL (SELECT g.stored_name
+         WHERE g.role OPERATOR(pg_catalog.=) 0
+         UNION ALL SELECT r.rolname FROM pg_catalog.pg_roles r
+         WHERE r.oid OPERATOR(pg_catalog.=) g.role) AS r (role_name)');
 SELECT pg_catalog.pg_extension_config_dump('batcher.spool', '');
 
 -- These triggers let pass what our own functions write.  Anything else comes
@@ -180,6 +194,13 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'batcher_revoke';
 COMMENT ON FUNCTION batch_revoke(text, text, text) IS
 'undo batch_grant';
+
+CREATE FUNCTION batch_change_owner(queue text, new_owner text)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_change_owner';
+COMMENT ON FUNCTION batch_change_owner(text, text) IS
+'give a queue another owner, with whose rights its statement runs';
 
 CREATE FUNCTION batch_pause(queue text DEFAULT NULL)
 RETURNS void

@@ -33,13 +33,15 @@ typedef struct BatcherQueueDef
 {
 	int32		id;
 	char	   *name;
-	Oid			owner;			/* role; InvalidOid: it is gone */
-	char	   *owner_name;		/* as stored */
+	Oid			owner;			/* role; InvalidOid: gone, or restored */
+	Oid			gone_owner;		/* the role that owner was; InvalidOid: none */
+	char	   *owner_name;		/* of today; else as stored */
 	char	   *flush_sql;		/* NULL: rows are only announced */
 	char	   *search_path;	/* for flush_sql */
 	Jsonb	   *given;			/* the options that were given */
 	BatcherOptions options;		/* the effective ones */
 	bool		paused;
+	bool		paused_by_loss; /* only because the owner is gone */
 	char	   *pause_reason;	/* NULL: none */
 	TimestampTz created_at;
 } BatcherQueueDef;
@@ -83,6 +85,7 @@ extern uint64 batcher_catalog_write(const char *sql, int nargs, Oid *types,
 									Datum *values, const char *nulls);
 extern int32 batcher_definition_insert(const BatcherQueueDef *def);
 extern void batcher_definition_update(const BatcherQueueDef *def);
+extern void batcher_definition_set_owner(BatcherQueueDef *def, Oid owner);
 extern void batcher_definition_delete(int32 id);
 extern Oid	batcher_definition_identity(const BatcherQueueDef *def);
 extern BatcherSharedQueue *batcher_definition_shared(const BatcherQueueDef *def);

@@ -78,10 +78,12 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 		def->owner_name = role_name;
 	else
 	{
+		def->gone_owner = def->owner;
 		def->owner = InvalidOid;
 		if (!def->paused)
 		{
 			def->paused = true;
+			def->paused_by_loss = true;
 			def->pause_reason = psprintf("owner \"%s\" is gone",
 										 def->owner_name);
 		}
@@ -232,6 +234,22 @@ text_datum(const char *s)
 	return s ? CStringGetTextDatum(s) : (Datum) 0;
 }
 
+/*
+ * Give a queue an owner, who is not gone.
+ */
+void
+batcher_definition_set_owner(BatcherQueueDef *def, Oid owner)
+{
+	def->owner = owner;
+	def->gone_owner = InvalidOid;
+	def->owner_name = GetUserNameFromId(owner, false);
+	if (def->paused_by_loss)
+	{
+		def->paused = def->paused_by_loss = false;
+		def->pause_reason = NULL;
+	}
+}
+
 /* The values of the columns of 'def', for write_definition. */
 static void
 definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
@@ -246,17 +264,19 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 	memset(nulls, ' ', NUM_COLS);
 	values[COL_ID - 1] = Int32GetDatum(def->id);
 	values[COL_NAME - 1] = text_datum(def->name);
-	values[COL_OWNER - 1] = ObjectIdGetDatum(def->owner);
+	values[COL_OWNER - 1] =
+		ObjectIdGetDatum(OidIsValid(def->gone_owner) ? def->gone_owner :
+						 def->owner);
 	values[COL_OWNER_NAME - 1] = text_datum(def->owner_name);
 	values[COL_FLUSH_SQL - 1] = text_datum(def->flush_sql);
 	values[COL_SEARCH_PATH - 1] = text_datum(def->search_path);
 	values[COL_OPTIONS - 1] = JsonbPGetDatum(def->given);
-	values[COL_PAUSED - 1] = BoolGetDatum(def->paused);
+	values[COL_PAUSED - 1] = BoolGetDatum(def->paused && !def->paused_by_loss);
 	values[COL_PAUSE_REASON - 1] = text_datum(def->pause_reason);
 	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(def->created_at);
 	if (def->flush_sql == NULL)
 		nulls[COL_FLUSH_SQL - 1] = 'n';
-	if (def->pause_reason == NULL)
+	if (def->pause_reason == NULL || def->paused_by_loss)
 		nulls[COL_PAUSE_REASON - 1] = 'n';
 }
 

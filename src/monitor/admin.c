@@ -194,20 +194,42 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 }
 
 /*
- * A queue that was restored, or whose owner is gone, is found its owner by
- * name.
+ * See that a queue has an owner.  One that was restored is found its owner by
+ * name, for superusers: whoever has that name now will have its statement run
+ * with his rights.  One whose owner was dropped is not, because another role
+ * of that name is another role.
  */
 static bool
 resolve_owner(BatcherQueueDef *def, int elevel)
 {
-	if (!OidIsValid(def->owner))
-		def->owner = get_role_oid(def->owner_name, true);
-	if (!OidIsValid(def->owner))
+	Oid			owner;
+
+	if (OidIsValid(def->owner))
+		return true;
+	if (!superuser())
+	{
+		ereport(elevel,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to find queue \"%s\" its owner",
+						def->name)));
+		return false;
+	}
+	owner = OidIsValid(def->gone_owner) ? InvalidOid :
+		get_role_oid(def->owner_name, true);
+	if (!OidIsValid(owner))
+	{
 		ereport(elevel,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 OidIsValid(def->gone_owner) ?
+				 errmsg("owner \"%s\" of queue \"%s\" is gone",
+						def->owner_name, def->name) :
 				 errmsg("owner \"%s\" of queue \"%s\" does not exist",
-						def->owner_name, def->name)));
-	return OidIsValid(def->owner);
+						def->owner_name, def->name),
+				 errhint("Use batch_change_owner.")));
+		return false;
+	}
+	batcher_definition_set_owner(def, owner);
+	return true;
 }
 
 PG_FUNCTION_INFO_V1(batcher_alter_queue);
@@ -233,9 +255,11 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	}
 	def->given = batcher_options_merge(def->given, options_argument(fcinfo, 1));
 	batcher_options_resolve(def->given, &def->options);
-	if (def->flush_sql)
+	if (new_sql)
+	{
 		(void) resolve_owner(def, ERROR);	/* as whom it is checked */
-	batcher_executor_check(def);
+		batcher_executor_check(def);
+	}
 	batcher_definition_update(def);
 	PG_RETURN_VOID();
 }
@@ -308,7 +332,7 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 static void
 set_paused(BatcherQueueDef *def, bool paused, int elevel)
 {
-	if (def->paused == paused)
+	if (def->paused == paused && !def->paused_by_loss)
 		return;
 	if (!paused && !resolve_owner(def, elevel))
 		return;
@@ -320,6 +344,7 @@ set_paused(BatcherQueueDef *def, bool paused, int elevel)
 			batcher_number_renew(batcher_catalog_database(), 0);
 	}
 	def->paused = paused;
+	def->paused_by_loss = false;
 	def->pause_reason = paused ? pstrdup("paused") : NULL;
 	batcher_definition_update(def);
 }
@@ -342,7 +367,7 @@ pause_or_resume(FunctionCallInfo fcinfo, bool paused)
 		BatcherQueueDef *def = lfirst(lc);
 
 		if (batcher_definition_may(def, BATCHER_MANAGE) &&
-			def->paused != paused)
+			(def->paused != paused || def->paused_by_loss))
 			set_paused(batcher_monitor_lookup_for_change(def->name,
 														 BATCHER_MANAGE),
 					   paused, WARNING);

@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include "base/compat.h"
+#include "miscadmin.h"
 #include "monitor/monitor.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
@@ -54,6 +56,31 @@ Datum
 batcher_revoke(PG_FUNCTION_ARGS)
 {
 	change_grant(fcinfo, batcher_grant_remove);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(batcher_change_owner);
+
+/*
+ * batch_change_owner(queue, new_owner): as ALTER ... OWNER TO.  The statement
+ * runs with the rights of the new owner, so whoever gives it to him must be
+ * able to become him.
+ */
+Datum
+batcher_change_owner(PG_FUNCTION_ARGS)
+{
+	char	   *queue = batcher_monitor_text_argument(fcinfo, 0, "queue");
+	char	   *name = batcher_monitor_text_argument(fcinfo, 1, "new owner");
+	BatcherQueueDef *def = batcher_monitor_lookup_for_change(queue,
+															 BATCHER_OWN);
+	Oid			owner = get_role_oid(name, false);
+
+	if (owner != def->owner)
+	{
+		batcher_check_can_become(GetUserId(), owner);
+		batcher_definition_set_owner(def, owner);
+		batcher_definition_update(def);
+	}
 	PG_RETURN_VOID();
 }
 

@@ -160,8 +160,8 @@ SELECT batch_enqueue('ri', '14') > 0 AS has_ticket;
 SELECT batch_flush('ri');
 SELECT batch_resume('ri');
 \echo :SQLSTATE
--- Nobody could check its statement as the owner.
-SELECT batch_alter_queue('ri', '{"flush_size": 2}');
+-- Nobody could check a statement as the owner.
+SELECT batch_alter_queue('ri', flush_sql => 'SELECT FROM batch');
 \echo :SQLSTATE
 -- It does not keep the others from going on.
 SELECT batch_create_queue('ri held', 'SELECT FROM batch');
