@@ -453,7 +453,7 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  * reason "restored") until batch_resume, so that nothing is flushed before
  * its target is there; its owner, and the roles of its grants, are found by
  * name then.  A restored tuple of the spool is at home nowhere, so that it is
- * read back.
+ * read back.  Only superusers restore: a definition runs as whoever it names.
  */
 Datum
 batcher_arrived(PG_FUNCTION_ARGS)
@@ -479,6 +479,12 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		return PointerGetDatum(trigdata->tg_newtuple);
 	if (batcher_definition_writing)
 		return PointerGetDatum(trigdata->tg_trigtuple);
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to restore into table \"%s.%s\"",
+						"batcher",
+						RelationGetRelationName(trigdata->tg_relation))));
 	note_arrival();
 
 	cat = batcher_catalog_find(false);

@@ -84,6 +84,17 @@ CREATE TABLE batcher.mine (a int);
 SELECT batcher.changed();
 SELECT batcher.arrived();
 
+-- Nor may those who can write every table: what they insert would look restored.
+RESET ROLE;
+CREATE ROLE regress_batcher_writer IN ROLE pg_write_all_data;
+SET ROLE regress_batcher_writer;
+INSERT INTO batcher.queue_definition VALUES (0, 'ri evil', 10, 'postgres', 'SELECT FROM batch', '', '{}', false, NULL, now());
+\echo :SQLSTATE
+INSERT INTO batcher.queue_grant VALUES (0, 0, 'public', 'manage');
+INSERT INTO batcher.spool DEFAULT VALUES;
+DELETE FROM batcher.queue_grant;
+UPDATE batcher.queue_definition SET owner_name = 'postgres';
+
 -- pg_monitor sees names and counters, no statement, payload, or error.
 SET ROLE regress_batcher_monitor;
 SELECT queue, owner, flush_sql, search_path, options FROM batcher.queue ORDER BY queue;
@@ -175,4 +186,4 @@ RESET ROLE;
 
 SELECT batch_drop_queue('ri', true), batch_drop_queue('ri memory', true);
 DROP TABLE ri_target;
-DROP ROLE regress_batcher_member, regress_batcher_other, regress_batcher_monitor;
+DROP ROLE regress_batcher_member, regress_batcher_other, regress_batcher_monitor, regress_batcher_writer;
