@@ -36,6 +36,18 @@ CREATE TABLE batcher.queue_definition (
 COMMENT ON TABLE batcher.queue_definition IS
 'the queues; change them by the functions batch_*_queue only';
 
+-- A role is its OID; 0 is everybody (then the name is public), or, with another
+-- name, a role that is to be found again after a restore.
+CREATE TABLE batcher.queue_grant (
+    queue_id integer,
+    role oid,
+    role_name text COLLATE "C",
+    privilege text COLLATE "C",
+    PRIMARY KEY (queue_id, privilege, role, role_name)
+);
+COMMENT ON TABLE batcher.queue_grant IS
+'who may use a queue; change it by batch_grant and batch_revoke only';
+
 -- One tuple holds rows of one transaction for one queue.  There is no index:
 -- the worker knows where its tuples are.  A tuple fills at most one page,
 -- unless a single row is larger; then its payload is stored out of line,
@@ -93,12 +105,27 @@ COMMENT ON TABLE batcher.dead_row IS
 
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.number', '');
-SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition', '');
+-- A role is restored by its name, so a dump has to carry the name of today,
+-- which the tables do not: ALTER ROLE tells us nothing.  What follows the name
+-- of the table in the query of pg_dump is ours; a column of this join takes the
+-- place of the stored name.  Of an owner that is gone nobody is to be found
+-- again; its grants are left out.
+SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition',
+    'AS d (id, name, owner, stored_name)
+     CROSS JOIN LATERAL (SELECT CASE WHEN d.owner OPERATOR(pg_catalog.=) 0
+         THEN d.stored_name
+         ELSE pg_catalog.pg_get_userbyid(d.owner) END) AS r (owner_name)');
+SELECT pg_catalog.pg_extension_config_dump('batcher.queue_grant',
+    'AS g (queue_id, role, stored_name)
+     CROSS JOIN LATERAL (SELECT g.stored_name
+         WHERE g.role OPERATOR(pg_catalog.=) 0
+         UNION ALL SELECT r.rolname FROM pg_catalog.pg_roles r
+         WHERE r.oid OPERATOR(pg_catalog.=) g.role) AS r (role_name)');
 SELECT pg_catalog.pg_extension_config_dump('batcher.spool', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.dead_row', '');
 
--- Our own functions write these tables without firing the next two triggers.
--- What fires them comes from elsewhere: a restore, or logical replication.
+-- These triggers let pass what our own functions write.  Anything else comes
+-- from elsewhere: a restore, or logical replication.
 CREATE FUNCTION batcher.arrived()
 RETURNS trigger
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
@@ -111,6 +138,10 @@ CREATE TRIGGER arrived
     BEFORE INSERT OR UPDATE OR DELETE ON batcher.queue_definition
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.queue_definition ENABLE ALWAYS TRIGGER arrived;
+CREATE TRIGGER arrived
+    BEFORE INSERT OR UPDATE OR DELETE ON batcher.queue_grant
+    FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.queue_grant ENABLE ALWAYS TRIGGER arrived;
 CREATE TRIGGER arrived BEFORE INSERT ON batcher.spool
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER arrived;
@@ -131,6 +162,10 @@ CREATE TRIGGER changed
     AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON batcher.queue_definition
     FOR EACH STATEMENT EXECUTE FUNCTION batcher.changed();
 ALTER TABLE batcher.queue_definition ENABLE ALWAYS TRIGGER changed;
+CREATE TRIGGER changed
+    AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON batcher.queue_grant
+    FOR EACH STATEMENT EXECUTE FUNCTION batcher.changed();
+ALTER TABLE batcher.queue_grant ENABLE ALWAYS TRIGGER changed;
 
 --
 -- Queues
@@ -173,6 +208,27 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'batcher_drop_queue';
 COMMENT ON FUNCTION batch_drop_queue(text, boolean) IS
 'drop a queue; refused while rows wait, unless forced';
+
+CREATE FUNCTION batch_grant(queue text, role text, privilege text)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_grant';
+COMMENT ON FUNCTION batch_grant(text, text, text) IS
+'let a role enqueue into a queue, manage it, or listen';
+
+CREATE FUNCTION batch_revoke(queue text, role text, privilege text)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_revoke';
+COMMENT ON FUNCTION batch_revoke(text, text, text) IS
+'undo batch_grant';
+
+CREATE FUNCTION batch_change_owner(queue text, new_owner text)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_change_owner';
+COMMENT ON FUNCTION batch_change_owner(text, text) IS
+'give a queue another owner, with whose rights its statement runs';
 
 CREATE FUNCTION batch_pause(queue text DEFAULT NULL)
 RETURNS void
@@ -281,7 +337,7 @@ COMMENT ON FUNCTION batch_reset_stats(text) IS
 --
 
 CREATE FUNCTION batcher.get_queue(
-    OUT queue text, OUT owner text, OUT flush_sql text,
+    OUT queue text, OUT owner text, OUT grants jsonb, OUT flush_sql text,
     OUT search_path text, OUT options jsonb, OUT paused boolean,
     OUT pause_reason text, OUT created_at timestamptz)
 RETURNS SETOF record

@@ -47,6 +47,15 @@
 	pg_database_ownercheck((dboid), (roleid))
 #endif
 
+/* 16 tells apart who has a role's rights and who can become it. */
+#if PG_VERSION_NUM >= 160000
+#define batcher_check_can_become(member, role) \
+	check_can_set_role((member), (role))
+#else
+#define batcher_check_can_become(member, role) \
+	check_is_member_of_role((member), (role))
+#endif
+
 /* 16 made the main table of a VACUUM an option of its own. */
 #if PG_VERSION_NUM >= 160000
 #define BATCHER_VACOPT_MAIN VACOPT_PROCESS_MAIN

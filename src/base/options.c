@@ -20,6 +20,7 @@
 #include "base/options.h"
 #include "base/settings.h"
 #include "utils/formatting.h"
+#include "utils/guc.h"
 #include "utils/varlena.h"
 
 #define MAX_ROWS		1000000
@@ -76,7 +77,7 @@ const BatcherOption batcher_options[] = {
 	"longest wait before a retry"},
 	{OPTION(flush_timeout, BATCHER_OPTION_DURATION),
 		"60 s", false, 1, DAY_MS, NULL, NULL,
-	"statement timeout of one flush"},
+	"statement timeout of one flush; not more than batcher.max_flush_timeout"},
 	{OPTION(breaker_threshold, BATCHER_OPTION_INT),
 		"5", false, 1, MAX_ROWS, NULL, NULL,
 	"failed flushes in a row that open the breaker"},
@@ -303,6 +304,13 @@ batcher_options_merge(Jsonb *stored, Jsonb *given)
 			continue;
 		if (!batcher_option_parse_json(option, &value, &parsed, &why))
 			batcher_option_refuse(option, &value, why);
+		if (option->offset == offsetof(BatcherOptions, flush_timeout) &&
+			parsed.number > batcher_max_flush_timeout)
+			batcher_option_refuse(option, &value,
+								  psprintf("It is limited by \"%s\", which is %s.",
+										   "batcher.max_flush_timeout",
+										   GetConfigOptionByName("batcher.max_flush_timeout",
+																 NULL, false)));
 		pushJsonbValue(&state, WJB_KEY, &key);
 		pushJsonbValue(&state, WJB_VALUE, &value);
 	}
@@ -348,7 +356,8 @@ set_member(BatcherOptions *options, const BatcherOption *option,
  * Give the computed options that are not set (0, which none of them can be
  * given as) their values.  The server's settings are such defaults too, so
  * they give way to a given value; and what contradicts itself nevertheless,
- * because another version stored it, is brought to the safer side.
+ * because another version stored it, is brought to the safer side.  So is a
+ * flush_timeout over the limit of today.
  */
 static void
 fill_computed(BatcherOptions *options)
@@ -359,6 +368,9 @@ fill_computed(BatcherOptions *options)
 	if (options->flush_size == 0)
 		options->flush_size = options->max_batch_size;
 	options->flush_size = Min(options->flush_size, options->max_batch_size);
+
+	options->flush_timeout = Min(options->flush_timeout,
+								 batcher_max_flush_timeout);
 
 	if (options->flush_interval == 0)
 		options->flush_interval = batcher_flush_interval;

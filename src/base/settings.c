@@ -29,6 +29,7 @@
 int			batcher_enqueue_timeout = 10000;
 int			batcher_max_batch_size = 1000;
 int			batcher_flush_interval = 100;
+int			batcher_max_flush_timeout = HOUR_MS;
 int			batcher_shutdown_timeout = 5000;
 int			batcher_log_min_duration = -1;
 int			batcher_max_workers = 4;
@@ -58,6 +59,13 @@ define_changeable(void)
 							"The option \"flush_interval\" of a queue overrides it.",
 							&batcher_flush_interval,
 							100, 1, HOUR_MS,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("batcher.max_flush_timeout",
+							"The longest statement timeout of a flush.",
+							"The option \"flush_timeout\" of a queue counts up to this.",
+							&batcher_max_flush_timeout,
+							HOUR_MS, 1, DAY_MS,
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("batcher.shutdown_timeout",

@@ -8,6 +8,7 @@
 extern int	batcher_enqueue_timeout;	/* ms */
 extern int	batcher_max_batch_size; /* rows */
 extern int	batcher_flush_interval; /* ms */
+extern int	batcher_max_flush_timeout;
 extern int	batcher_shutdown_timeout;	/* ms */
 extern int	batcher_log_min_duration;	/* ms, -1 off */
 extern int	batcher_max_workers;

@@ -21,6 +21,8 @@ typedef struct BatcherCatalog
 	Oid			schema;			/* "batcher" */
 	Oid			queue_table;	/* batcher.queue_definition */
 	Oid			queue_name_index;	/* its index on name */
+	Oid			grant_table;	/* batcher.queue_grant */
+	Oid			grant_index;	/* its index on queue_id */
 	Oid			spool;			/* batcher.spool */
 	Oid			dead_table;		/* batcher.dead_row */
 	Oid			dead_index;		/* its primary key */
@@ -33,16 +35,39 @@ typedef struct BatcherQueueDef
 {
 	int32		id;
 	char	   *name;
-	Oid			owner;			/* role; InvalidOid: it is gone */
-	char	   *owner_name;		/* as stored */
+	Oid			owner;			/* role; InvalidOid: gone, or restored */
+	Oid			gone_owner;		/* the role that owner was; InvalidOid: none */
+	char	   *owner_name;		/* of today; else as stored */
 	char	   *flush_sql;		/* NULL: rows are only announced */
 	char	   *search_path;	/* for flush_sql */
 	Jsonb	   *given;			/* the options that were given */
 	BatcherOptions options;		/* the effective ones */
 	bool		paused;
+	bool		paused_by_loss; /* only because the owner is gone */
 	char	   *pause_reason;	/* NULL: none */
 	TimestampTz created_at;
 } BatcherQueueDef;
+
+/*
+ * What a role may do with a queue.  The owner may all of it, and nobody else
+ * what is his alone: change its SQL, grant, drop it, give it away.  MANAGE
+ * includes what comes before it here.
+ */
+typedef enum BatcherPrivilege
+{
+	BATCHER_LISTEN,
+	BATCHER_ENQUEUE,
+	BATCHER_MANAGE,
+	BATCHER_OWN					/* cannot be granted */
+} BatcherPrivilege;
+
+/* A tuple of batcher.queue_grant. */
+typedef struct BatcherGrant
+{
+	Oid			role;			/* InvalidOid: everybody */
+	const char *role_name;
+	BatcherPrivilege privilege;
+} BatcherGrant;
 
 /* extension.c */
 extern const BatcherCatalog *batcher_catalog_find(bool missing_ok);
@@ -54,10 +79,13 @@ extern void batcher_number_renew(BatcherSharedDatabase *db, uint64 upto);
 /* definition.c */
 extern BatcherQueueDef *batcher_definition_by_name(const char *name);
 extern List *batcher_definition_list(void);
-extern bool batcher_definition_may_manage(const BatcherQueueDef *def);
-extern BatcherQueueDef *batcher_definition_managed(const char *name);
+extern bool batcher_definition_may(const BatcherQueueDef *def,
+								   BatcherPrivilege privilege);
+extern BatcherQueueDef *batcher_definition_allowed(const char *name,
+												   BatcherPrivilege privilege);
 extern int32 batcher_definition_insert(const BatcherQueueDef *def);
 extern void batcher_definition_update(const BatcherQueueDef *def);
+extern void batcher_definition_set_owner(BatcherQueueDef *def, Oid owner);
 extern void batcher_definition_delete(int32 id);
 extern Oid	batcher_definition_identity(const BatcherQueueDef *def);
 extern BatcherSharedQueue *batcher_definition_shared(const BatcherQueueDef *def);
@@ -80,6 +108,19 @@ typedef struct BatcherWritten
 extern uint64 batcher_catalog_write(const char *sql, int nargs, Oid *types,
 									Datum *values, const char *nulls,
 									BatcherWritten *written);
+/* grant.c */
+extern const char *batcher_privilege_name(BatcherPrivilege privilege);
+extern bool batcher_privilege_parse(const char *name,
+									BatcherPrivilege *privilege);
+extern List *batcher_grant_list(int32 queue_id);
+extern bool batcher_grant_allows(int32 queue_id, Oid owner,
+								 BatcherPrivilege privilege);
+extern void batcher_grant_add(int32 queue_id, Oid role,
+							  BatcherPrivilege privilege);
+extern void batcher_grant_remove(int32 queue_id, Oid role,
+								 BatcherPrivilege privilege);
+extern void batcher_grant_remove_all(int32 queue_id);
+extern void batcher_grant_resolve(const BatcherQueueDef *def);
 
 /* change.c: what a change of definitions does at commit */
 extern bool batcher_definition_writing; /* our own function writes */

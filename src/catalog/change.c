@@ -335,33 +335,35 @@ batcher_change_install(void)
 
 /*
  * Sessions and workers go on using a queue whose definition goes behind their
- * backs, so nobody changes the table by hand.
+ * backs, so nobody changes the tables by hand.
  */
 static void
 refuse_direct_change(Relation rel)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"batcher.%s\" cannot be changed directly",
-					RelationGetRelationName(rel)),
-			 errhint("Use the functions of the extension.")));
+			 errmsg("table \"%s.%s\" cannot be changed directly",
+					"batcher", RelationGetRelationName(rel)),
+			 errhint("Use the functions batch_*.")));
 }
 
 PG_FUNCTION_INFO_V1(batcher_changed);
 
 /*
- * Trigger on the definitions: they changed.
+ * Trigger on the definitions and the grants: they changed.
  */
 Datum
 batcher_changed(PG_FUNCTION_ARGS)
 {
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.changed")));
-	if (TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event))
-		refuse_direct_change(((TriggerData *) fcinfo->context)->tg_relation);
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		refuse_direct_change(trigdata->tg_relation);
 	note_change();
 	return PointerGetDatum(NULL);
 }
@@ -442,20 +444,21 @@ skip_numbers(TriggerData *trigdata)
 PG_FUNCTION_INFO_V1(batcher_arrived);
 
 /*
- * Trigger on our tables: a row has come that our own
- * functions did not write.
+ * Trigger on our tables: a row has come that our own functions did not write.
  *
  * What logical replication brings, changes or removes is skipped: the
  * publisher flushes its rows itself, and its queues are not ours.  Everything
  * else that comes is a restore.  A restored queue is held (paused,
  * reason "restored") until batch_resume, so that nothing is flushed before
- * its target is there; its owner is found by name then.  A restored tuple of
- * the spool is at home nowhere, so that it is read back.
+ * its target is there; its owner, and the roles of its grants, are found by
+ * name then.  A restored tuple of the spool is at home nowhere, so that it is
+ * read back.  Only superusers restore: a definition runs as whoever it names.
  */
 Datum
 batcher_arrived(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	const BatcherCatalog *cat;
 	Datum		values[4];
 	bool		nulls[4] = {false, false, false, false};
 
@@ -475,10 +478,16 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		return PointerGetDatum(trigdata->tg_newtuple);
 	if (batcher_definition_writing)
 		return PointerGetDatum(trigdata->tg_trigtuple);
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to restore into table \"%s.%s\"",
+						"batcher",
+						RelationGetRelationName(trigdata->tg_relation))));
 	note_arrival();
 
-	if (RelationGetRelid(trigdata->tg_relation) ==
-		batcher_catalog_find(false)->dead_table)
+	cat = batcher_catalog_find(false);
+	if (RelationGetRelid(trigdata->tg_relation) == cat->dead_table)
 	{
 		const char *names[] = {"enqueuer"};
 
@@ -486,14 +495,21 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
 											   nulls));
 	}
-	if (RelationGetRelid(trigdata->tg_relation) ==
-		batcher_catalog_find(false)->spool)
+	if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
 	{
 		const char *names[] = {"home"};
 
 		hold_all_queues();
 		skip_numbers(trigdata);
 		values[0] = Int64GetDatum(0);
+		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
+											   nulls));
+	}
+	else if (RelationGetRelid(trigdata->tg_relation) == cat->grant_table)
+	{
+		const char *names[] = {"role"};
+
+		values[0] = ObjectIdGetDatum(InvalidOid);
 		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
 											   nulls));
 	}

@@ -19,7 +19,6 @@
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -77,10 +76,12 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 		def->owner_name = role_name;
 	else
 	{
+		def->gone_owner = def->owner;
 		def->owner = InvalidOid;
 		if (!def->paused)
 		{
 			def->paused = true;
+			def->paused_by_loss = true;
 			def->pause_reason = psprintf("owner \"%s\" is gone",
 										 def->owner_name);
 		}
@@ -138,22 +139,20 @@ batcher_definition_list(void)
 }
 
 /*
- * May the current user manage this queue?  Superusers may, and who has the
- * privileges of its owner.
+ * May the current user do this with a queue?  See grant.c.
  */
 bool
-batcher_definition_may_manage(const BatcherQueueDef *def)
+batcher_definition_may(const BatcherQueueDef *def, BatcherPrivilege privilege)
 {
-	return superuser() ||
-		(OidIsValid(def->owner) && has_privs_of_role(GetUserId(), def->owner));
+	return batcher_grant_allows(def->id, def->owner, privilege);
 }
 
 /*
- * The definition of the queue with this name, which the current user may
- * manage.  Errors: 42704, 42501.
+ * The definition of the queue with this name, with which the current user may
+ * do this.  Errors: 42704, 42501.
  */
 BatcherQueueDef *
-batcher_definition_managed(const char *name)
+batcher_definition_allowed(const char *name, BatcherPrivilege privilege)
 {
 	BatcherQueueDef *def = batcher_definition_by_name(name);
 
@@ -161,9 +160,11 @@ batcher_definition_managed(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("queue \"%s\" does not exist", name)));
-	if (!batcher_definition_may_manage(def))
+	if (!batcher_definition_may(def, privilege))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 privilege == BATCHER_OWN ?
+				 errmsg("must be owner of queue \"%s\"", name) :
 				 errmsg("permission denied for queue \"%s\"", name)));
 	return def;
 }
@@ -187,6 +188,22 @@ text_datum(const char *s)
 	return s ? CStringGetTextDatum(s) : (Datum) 0;
 }
 
+/*
+ * Give a queue an owner, who is not gone.
+ */
+void
+batcher_definition_set_owner(BatcherQueueDef *def, Oid owner)
+{
+	def->owner = owner;
+	def->gone_owner = InvalidOid;
+	def->owner_name = GetUserNameFromId(owner, false);
+	if (def->paused_by_loss)
+	{
+		def->paused = def->paused_by_loss = false;
+		def->pause_reason = NULL;
+	}
+}
+
 /* The values of the columns of 'def', for write_definition. */
 static void
 definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
@@ -201,17 +218,19 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 	memset(nulls, ' ', NUM_COLS);
 	values[COL_ID - 1] = Int32GetDatum(def->id);
 	values[COL_NAME - 1] = text_datum(def->name);
-	values[COL_OWNER - 1] = ObjectIdGetDatum(def->owner);
+	values[COL_OWNER - 1] =
+		ObjectIdGetDatum(OidIsValid(def->gone_owner) ? def->gone_owner :
+						 def->owner);
 	values[COL_OWNER_NAME - 1] = text_datum(def->owner_name);
 	values[COL_FLUSH_SQL - 1] = text_datum(def->flush_sql);
 	values[COL_SEARCH_PATH - 1] = text_datum(def->search_path);
 	values[COL_OPTIONS - 1] = JsonbPGetDatum(def->given);
-	values[COL_PAUSED - 1] = BoolGetDatum(def->paused);
+	values[COL_PAUSED - 1] = BoolGetDatum(def->paused && !def->paused_by_loss);
 	values[COL_PAUSE_REASON - 1] = text_datum(def->pause_reason);
 	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(def->created_at);
 	if (def->flush_sql == NULL)
 		nulls[COL_FLUSH_SQL - 1] = 'n';
-	if (def->pause_reason == NULL)
+	if (def->pause_reason == NULL || def->paused_by_loss)
 		nulls[COL_PAUSE_REASON - 1] = 'n';
 }
 

@@ -39,7 +39,8 @@ static void
 forget_catalog(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == catalog.spool ||
-		relid == catalog.queue_table || relid == catalog.dead_table)
+		relid == catalog.queue_table || relid == catalog.grant_table ||
+		relid == catalog.dead_table)
 		catalog_valid = false;
 }
 
@@ -93,6 +94,9 @@ batcher_catalog_find(bool missing_ok)
 		found.queue_table = get_relname_relid("queue_definition", found.schema);
 		found.queue_name_index =
 			get_relname_relid("queue_definition_name_key", found.schema);
+		found.grant_table = get_relname_relid("queue_grant", found.schema);
+		found.grant_index = get_relname_relid("queue_grant_pkey",
+											  found.schema);
 		found.spool = get_relname_relid("spool", found.schema);
 		found.dead_table = get_relname_relid("dead_row", found.schema);
 		found.dead_index = get_relname_relid("dead_row_pkey", found.schema);
@@ -100,7 +104,7 @@ batcher_catalog_find(bool missing_ok)
 		found.queue_id_sequence = get_relname_relid("queue_id", found.schema);
 	}
 	if (!OidIsValid(found.db.extoid) || !OidIsValid(found.spool) ||
-		!OidIsValid(found.queue_table))
+		!OidIsValid(found.queue_table) || !OidIsValid(found.grant_table))
 	{
 		if (missing_ok)
 			return NULL;

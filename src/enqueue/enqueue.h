@@ -28,6 +28,7 @@ typedef struct BatcherTarget
 } BatcherTarget;
 
 /* target.c */
+extern uint64 batcher_roles_changed;	/* grows when a role changes */
 extern BatcherTarget *batcher_target_find(const char *name, int len);
 
 /* staging.c */

@@ -18,8 +18,9 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* The name of the user that enqueued last, for the spool. */
+/* The name of the user that enqueued last, for the spool, and as of when. */
 static Oid	named_user = InvalidOid;
+static uint64 named_roles = 0;
 static char user_name[NAMEDATALEN];
 
 /*
@@ -48,12 +49,13 @@ batcher_staged_release(StagedLane *lanes, StagedChunk *staged)
 static const char *
 enqueuer_name(Oid role)
 {
-	if (named_user != role)
+	if (named_user != role || named_roles != batcher_roles_changed)
 	{
 		char	   *name = GetUserNameFromId(role, true);
 
 		strlcpy(user_name, name ? name : "", sizeof(user_name));
 		named_user = role;
+		named_roles = batcher_roles_changed;
 		if (name)
 			pfree(name);
 	}

@@ -13,7 +13,6 @@
 #include "enqueue/enqueue.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
-#include "utils/acl.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -21,12 +20,12 @@
 
 static HTAB *targets = NULL;	/* of this process, for its life */
 static BatcherTarget *last_target = NULL;
-static uint64 roles_changed = 1;
+uint64		batcher_roles_changed = 1;
 
 static void
 forget_rights(Datum arg, int cacheid, uint32 hashvalue)
 {
-	roles_changed++;
+	batcher_roles_changed++;
 }
 
 static void
@@ -86,15 +85,16 @@ check_right(BatcherTarget *target)
 {
 	Oid			user = GetUserId();
 
-	if (target->checked_user == user && target->checked_roles == roles_changed)
+	if (target->checked_user == user &&
+		target->checked_roles == batcher_roles_changed)
 		return;
-	if (!superuser_arg(user) &&
-		(!OidIsValid(target->owner) || !has_privs_of_role(user, target->owner)))
+	if (!batcher_grant_allows(target->queue_id, target->owner,
+							  BATCHER_ENQUEUE))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\"", target->name)));
 	target->checked_user = user;
-	target->checked_roles = roles_changed;
+	target->checked_roles = batcher_roles_changed;
 }
 
 /* Wait until whoever is about to drop a queue has done so, or has not. */

@@ -208,7 +208,8 @@ wait_until_settled(BatcherQueueKey key, uint64 upto, TimestampTz end)
 static BatcherQueueDef *
 managed_queue(FunctionCallInfo fcinfo)
 {
-	return batcher_definition_managed(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	return batcher_definition_allowed(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									  BATCHER_MANAGE);
 }
 
 /* One queue that a call flushes. */
@@ -262,7 +263,7 @@ batcher_flush(PG_FUNCTION_ARGS)
 		BatcherSharedQueue *queue;
 		FlushRequest *request = &requests[nrequests];
 
-		if (!batcher_definition_may_manage(def))
+		if (!batcher_definition_may(def, BATCHER_MANAGE))
 			continue;
 		if (def->paused)
 		{

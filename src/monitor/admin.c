@@ -26,21 +26,21 @@
 #include "utils/timestamp.h"
 
 /*
- * The definition of a queue that the current user may manage, locked for a
- * change until the end of the transaction.
+ * The definition of a queue with which the current user may do this, locked
+ * for a change until the end of the transaction.  Errors: 25006, 42704, 42501.
  */
-static BatcherQueueDef *
-lookup_for_change(const char *name)
+BatcherQueueDef *
+batcher_monitor_lookup_for_change(const char *name, BatcherPrivilege privilege)
 {
 	PreventCommandDuringRecovery("changing a queue");
 	for (;;)
 	{
-		BatcherQueueDef *def = batcher_definition_managed(name);
+		BatcherQueueDef *def = batcher_definition_allowed(name, privilege);
 		int32		id = def->id;
 
 		batcher_definition_lock(id, AccessExclusiveLock);
 		/* it may have changed before the lock was had */
-		def = batcher_definition_managed(name);
+		def = batcher_definition_allowed(name, privilege);
 		if (def->id == id)
 			return def;
 		batcher_definition_unlock(id, AccessExclusiveLock);
@@ -53,15 +53,24 @@ text_argument(FunctionCallInfo fcinfo, int arg)
 	return PG_ARGISNULL(arg) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(arg));
 }
 
-/* The queue argument, which must not be null. */
+/*
+ * A text argument that must not be null (22004); 'name' is what it is called.
+ */
+char *
+batcher_monitor_text_argument(FunctionCallInfo fcinfo, int arg,
+							  const char *name)
+{
+	if (PG_ARGISNULL(arg))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name)));
+	return text_argument(fcinfo, arg);
+}
+
 static char *
 queue_argument(FunctionCallInfo fcinfo)
 {
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("queue must not be null")));
-	return text_argument(fcinfo, 0);
+	return batcher_monitor_text_argument(fcinfo, 0, "queue");
 }
 
 /* The options argument; null is none. */
@@ -185,31 +194,58 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 }
 
 /*
- * A queue that was restored, or whose owner is gone, is found its owner by
- * name.
+ * See that a queue has an owner.  One that was restored is found its owner by
+ * name, for superusers: whoever has that name now will have its statement run
+ * with his rights.  One whose owner was dropped is not, because another role
+ * of that name is another role.
  */
 static bool
 resolve_owner(BatcherQueueDef *def, int elevel)
 {
-	if (!OidIsValid(def->owner))
-		def->owner = get_role_oid(def->owner_name, true);
-	if (!OidIsValid(def->owner))
+	Oid			owner;
+
+	if (OidIsValid(def->owner))
+		return true;
+	if (!superuser())
+	{
+		ereport(elevel,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser to find queue \"%s\" its owner",
+						def->name)));
+		return false;
+	}
+	owner = OidIsValid(def->gone_owner) ? InvalidOid :
+		get_role_oid(def->owner_name, true);
+	if (!OidIsValid(owner))
+	{
 		ereport(elevel,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 OidIsValid(def->gone_owner) ?
+				 errmsg("owner \"%s\" of queue \"%s\" is gone",
+						def->owner_name, def->name) :
 				 errmsg("owner \"%s\" of queue \"%s\" does not exist",
-						def->owner_name, def->name)));
-	return OidIsValid(def->owner);
+						def->owner_name, def->name),
+				 errhint("Use batch_change_owner.")));
+		return false;
+	}
+	batcher_definition_set_owner(def, owner);
+	return true;
 }
 
 PG_FUNCTION_INFO_V1(batcher_alter_queue);
 
 /*
- * batch_alter_queue(queue, options, flush_sql, target, row_type)
+ * batch_alter_queue(queue, options, flush_sql, target, row_type): what runs as
+ * the owner is the owner's to change, the rest also that of who may manage.
  */
 Datum
 batcher_alter_queue(PG_FUNCTION_ARGS)
 {
-	BatcherQueueDef *def = lookup_for_change(queue_argument(fcinfo));
+	bool		new_sql = !PG_ARGISNULL(2) || !PG_ARGISNULL(3) ||
+		!PG_ARGISNULL(4);
+	BatcherQueueDef *def =
+		batcher_monitor_lookup_for_change(queue_argument(fcinfo),
+										  new_sql ? BATCHER_OWN : BATCHER_MANAGE);
 
 	refuse_target(fcinfo, 3, 4);
 	if (!PG_ARGISNULL(2))
@@ -219,9 +255,11 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	}
 	def->given = batcher_options_merge(def->given, options_argument(fcinfo, 1));
 	batcher_options_resolve(def->given, &def->options);
-	if (def->flush_sql)
+	if (new_sql)
+	{
 		(void) resolve_owner(def, ERROR);	/* as whom it is checked */
-	batcher_executor_check(def);
+		batcher_executor_check(def);
+	}
 	batcher_definition_update(def);
 	PG_RETURN_VOID();
 }
@@ -264,7 +302,8 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 	int64		waiting;
 
 	batcher_shmem_require();
-	def = lookup_for_change(queue_argument(fcinfo));
+	def = batcher_monitor_lookup_for_change(queue_argument(fcinfo),
+											BATCHER_OWN);
 	queue = batcher_definition_shared(def);
 	if (batcher_staging_has_queue(queue))
 		ereport(ERROR,
@@ -284,6 +323,7 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 				 errhint("Flush or purge the queue, or drop it with force => true.")));
 	(void) batcher_spool_delete_queue(def->id);
 	(void) batcher_dead_delete(def->id, (Datum) 0);
+	batcher_grant_remove_all(def->id);
 	batcher_definition_delete(def->id);
 	batcher_change_note_dropped(queue);
 	PG_RETURN_VOID();
@@ -293,14 +333,19 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 static void
 set_paused(BatcherQueueDef *def, bool paused, int elevel)
 {
-	if (def->paused == paused)
+	if (def->paused == paused && !def->paused_by_loss)
 		return;
 	if (!paused && !resolve_owner(def, elevel))
 		return;
-	if (!paused && batcher_shared && def->pause_reason &&
+	if (!paused && def->pause_reason &&
 		strcmp(def->pause_reason, "restored") == 0)
-		batcher_number_renew(batcher_catalog_database(), 0);
+	{
+		batcher_grant_resolve(def);
+		if (batcher_shared)
+			batcher_number_renew(batcher_catalog_database(), 0);
+	}
 	def->paused = paused;
+	def->paused_by_loss = false;
 	def->pause_reason = paused ? pstrdup("paused") : NULL;
 	batcher_definition_update(def);
 }
@@ -313,15 +358,20 @@ pause_or_resume(FunctionCallInfo fcinfo, bool paused)
 
 	if (!PG_ARGISNULL(0))
 	{
-		set_paused(lookup_for_change(queue_argument(fcinfo)), paused, ERROR);
+		set_paused(batcher_monitor_lookup_for_change(queue_argument(fcinfo),
+													 BATCHER_MANAGE),
+				   paused, ERROR);
 		return;
 	}
 	foreach(lc, batcher_definition_list())
 	{
 		BatcherQueueDef *def = lfirst(lc);
 
-		if (batcher_definition_may_manage(def) && def->paused != paused)
-			set_paused(lookup_for_change(def->name), paused, WARNING);
+		if (batcher_definition_may(def, BATCHER_MANAGE) &&
+			(def->paused != paused || def->paused_by_loss))
+			set_paused(batcher_monitor_lookup_for_change(def->name,
+														 BATCHER_MANAGE),
+					   paused, WARNING);
 	}
 }
 

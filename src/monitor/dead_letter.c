@@ -62,7 +62,11 @@ visit_dead(const BatcherDeadLetter *dead, void *arg)
 	Datum		values[NUM_COLS] = {0};
 	bool		nulls[NUM_COLS] = {0};
 
-	if (def == NULL || !batcher_definition_may_manage(def))
+	if (def == NULL)
+		return;
+	if (!batcher_definition_may(def, BATCHER_MANAGE) &&
+		!(dead->enqueuer == GetUserId() &&
+		  batcher_definition_may(def, BATCHER_ENQUEUE)))
 		return;
 	values[QUEUE] = CStringGetTextDatum(def->name);
 	values[TICKET] = Int64GetDatum(dead->row.ticket);
@@ -110,7 +114,8 @@ managed_queue(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("queue must not be null")));
-	return batcher_definition_managed(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	return batcher_definition_allowed(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									  BATCHER_MANAGE);
 }
 
 /* The tickets of argument 1; 0: all. */

@@ -6,6 +6,7 @@
 #define BATCHER_MONITOR_H
 
 #include "catalog/catalog.h"
+#include "fmgr.h"
 #include "utils/builtins.h"
 
 /* How much of a queue the current user sees. */
@@ -15,6 +16,15 @@ typedef enum BatcherSight
 	BATCHER_SIGHT_STATISTICS,	/* no statement, no options, no error */
 	BATCHER_SIGHT_ALL
 } BatcherSight;
+
+/* admin.c */
+extern BatcherQueueDef *batcher_monitor_lookup_for_change(const char *name,
+														  BatcherPrivilege privilege);
+extern char *batcher_monitor_text_argument(FunctionCallInfo fcinfo, int arg,
+										   const char *name);
+
+/* rights.c */
+extern Jsonb *batcher_monitor_grants(const BatcherQueueDef *def);
 
 /* views.c */
 extern bool batcher_monitor_sees_all(void);

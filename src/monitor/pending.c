@@ -67,7 +67,7 @@ list_queues(PendingScan *scan)
 	{
 		BatcherQueueDef *def = lfirst(lc);
 
-		if (batcher_definition_may_manage(def))
+		if (batcher_definition_may(def, BATCHER_MANAGE))
 			scan->queues[scan->nqueues++] = def;
 	}
 	qsort(scan->queues, scan->nqueues, sizeof(*scan->queues), compare_ids);

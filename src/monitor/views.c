@@ -48,7 +48,7 @@ batcher_monitor_sees_all(void)
 BatcherSight
 batcher_monitor_sight(const BatcherQueueDef *def)
 {
-	if (batcher_definition_may_manage(def))
+	if (batcher_definition_may(def, BATCHER_MANAGE))
 		return BATCHER_SIGHT_ALL;
 	return batcher_monitor_sees_all() ? BATCHER_SIGHT_STATISTICS :
 		BATCHER_SIGHT_NOTHING;
@@ -213,8 +213,8 @@ batcher_get_queue(PG_FUNCTION_ARGS)
 {
 	enum
 	{
-		QUEUE, OWNER, FLUSH_SQL, SEARCH_PATH, OPTIONS, PAUSED, PAUSE_REASON,
-		CREATED_AT, NUM_COLS
+		QUEUE, OWNER, GRANTS, FLUSH_SQL, SEARCH_PATH, OPTIONS, PAUSED,
+		PAUSE_REASON, CREATED_AT, NUM_COLS
 	};
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	ListCell   *lc;
@@ -233,13 +233,15 @@ batcher_get_queue(PG_FUNCTION_ARGS)
 		values[OWNER] = CStringGetTextDatum(def->owner_name);
 		if (sight == BATCHER_SIGHT_ALL)
 		{
+			values[GRANTS] = JsonbPGetDatum(batcher_monitor_grants(def));
 			batcher_set_text(&values[FLUSH_SQL], &nulls[FLUSH_SQL],
 							 def->flush_sql);
 			values[SEARCH_PATH] = CStringGetTextDatum(def->search_path);
 			values[OPTIONS] = JsonbPGetDatum(def->given);
 		}
 		else
-			nulls[FLUSH_SQL] = nulls[SEARCH_PATH] = nulls[OPTIONS] = true;
+			nulls[GRANTS] = nulls[FLUSH_SQL] = nulls[SEARCH_PATH] =
+				nulls[OPTIONS] = true;
 		values[PAUSED] = BoolGetDatum(def->paused);
 		batcher_set_text(&values[PAUSE_REASON], &nulls[PAUSE_REASON],
 						 def->pause_reason);
@@ -501,14 +503,14 @@ batcher_reset_stats(PG_FUNCTION_ARGS)
 	{
 		char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 
-		reset_queue(batcher_definition_managed(name));
+		reset_queue(batcher_definition_allowed(name, BATCHER_MANAGE));
 		PG_RETURN_VOID();
 	}
 	foreach(lc, batcher_definition_list())
 	{
 		BatcherQueueDef *def = lfirst(lc);
 
-		if (batcher_definition_may_manage(def))
+		if (batcher_definition_may(def, BATCHER_MANAGE))
 			reset_queue(def);
 	}
 	PG_RETURN_VOID();

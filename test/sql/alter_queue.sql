@@ -42,11 +42,12 @@ SELECT batch_alter_queue(NULL, '{}');
 \echo :SQLSTATE
 SELECT flush_sql, options FROM batcher.queue WHERE queue = 'aq';
 
--- The statement is checked whenever a queue is altered.
+-- A statement that is not given is not checked: options can be changed while it
+-- is broken.
 ALTER TABLE aq_target RENAME TO aq_renamed;
 SELECT batch_alter_queue('aq', '{"max_batch_size": 30}');
+SELECT batch_alter_queue('aq', '{"max_batch_size": 40}', 'INSERT INTO aq_target SELECT ''third'', 3 FROM batch');
 ALTER TABLE aq_renamed RENAME TO aq_target;
-SELECT batch_alter_queue('aq', '{"max_batch_size": 30}');
 
 -- It is transactional.
 BEGIN;

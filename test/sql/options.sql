@@ -68,6 +68,7 @@ SELECT op_try('{"flush_interval": "-1 s"}');
 SELECT op_try('{"flush_interval": "25 h"}');
 SELECT op_try('{"flush_interval": "300000 years"}');
 SELECT op_try('{"flush_timeout": 0.1}');
+SELECT op_try('{"flush_timeout": "61 min"}');
 SELECT op_try('{"memory_limit": -1}');
 SELECT op_try('{"memory_limit": "2TB"}');
 SELECT op_try('{"notify_channel": ""}');

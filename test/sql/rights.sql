@@ -84,6 +84,17 @@ CREATE TABLE batcher.mine (a int);
 SELECT batcher.changed();
 SELECT batcher.arrived();
 
+-- Nor may those who can write every table: what they insert would look restored.
+RESET ROLE;
+CREATE ROLE regress_batcher_writer IN ROLE pg_write_all_data;
+SET ROLE regress_batcher_writer;
+INSERT INTO batcher.queue_definition VALUES (0, 'ri evil', 10, 'postgres', 'SELECT FROM batch', '', '{}', false, NULL, now());
+\echo :SQLSTATE
+INSERT INTO batcher.queue_grant VALUES (0, 0, 'public', 'manage');
+INSERT INTO batcher.spool DEFAULT VALUES;
+DELETE FROM batcher.queue_grant;
+UPDATE batcher.queue_definition SET owner_name = 'postgres';
+
 -- pg_monitor sees names and counters, no statement, payload, or error.
 SET ROLE regress_batcher_monitor;
 SELECT queue, owner, flush_sql, search_path, options FROM batcher.queue ORDER BY queue;
@@ -140,9 +151,17 @@ RESET ROLE;
 SELECT batch_flush('ri');
 SELECT enqueued_by FROM ri_target WHERE n = 12;
 
--- A role that is renamed is followed; one that is gone holds its queues.
+-- A role that is renamed is followed, also by a session that has used its old
+-- name; one that is gone holds its queues.
+SET ROLE regress_batcher_owner;
+SELECT batch_enqueue('ri', '130') > 0 AS has_ticket;
+RESET ROLE;
 ALTER ROLE regress_batcher_owner RENAME TO regress_batcher_renamed;
 SELECT queue, owner, paused FROM batcher.queue ORDER BY queue;
+SET ROLE regress_batcher_renamed;
+SELECT batch_enqueue('ri', '131') > 0 AS has_ticket;
+RESET ROLE;
+SELECT payload, enqueued_by FROM batcher.pending WHERE queue = 'ri' ORDER BY ticket;
 SELECT batch_enqueue('ri', '13') > 0 AS has_ticket;
 SELECT batch_flush('ri');
 SELECT flushed_by FROM ri_target WHERE n = 13;
@@ -153,8 +172,8 @@ SELECT batch_enqueue('ri', '14') > 0 AS has_ticket;
 SELECT batch_flush('ri');
 SELECT batch_resume('ri');
 \echo :SQLSTATE
--- Nobody could check its statement as the owner.
-SELECT batch_alter_queue('ri', '{"flush_size": 2}');
+-- Nobody could check a statement as the owner.
+SELECT batch_alter_queue('ri', flush_sql => 'SELECT FROM batch');
 \echo :SQLSTATE
 -- It does not keep the others from going on.
 SELECT batch_create_queue('ri held', 'SELECT FROM batch');
@@ -168,4 +187,4 @@ RESET ROLE;
 
 SELECT batch_drop_queue('ri', true), batch_drop_queue('ri memory', true);
 DROP TABLE ri_target;
-DROP ROLE regress_batcher_member, regress_batcher_other, regress_batcher_monitor;
+DROP ROLE regress_batcher_member, regress_batcher_other, regress_batcher_monitor, regress_batcher_writer;
