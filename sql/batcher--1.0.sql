@@ -31,10 +31,13 @@ CREATE TABLE batcher.queue_definition (
     options jsonb NOT NULL,
     paused boolean NOT NULL,
     pause_reason text,
+    database oid NOT NULL,
     created_at timestamptz NOT NULL
 );
 COMMENT ON TABLE batcher.queue_definition IS
 'the queues; change them by the functions batch_*_queue only';
+COMMENT ON COLUMN batcher.queue_definition.database IS
+'where the queue is served: in a copy of the database it is held';
 
 -- One tuple holds rows of one transaction for one queue.  There is no index:
 -- the worker knows where its tuples are.  A tuple fills at most one page,

@@ -26,6 +26,9 @@ typedef struct BatcherCatalog
 	Oid			queue_id_sequence;	/* batcher.queue_id */
 } BatcherCatalog;
 
+/* The pause_reason of a queue that came from elsewhere. */
+#define BATCHER_RESTORED	"restored"
+
 /* The definition of a queue: one tuple of batcher.queue_definition. */
 typedef struct BatcherQueueDef
 {

@@ -372,7 +372,7 @@ replace_columns(TriggerData *trigdata, int n, const char **names,
 				Datum *values, bool *nulls)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	int			columns[4];
+	int			columns[2];
 	int			i;
 
 	Assert(n <= lengthof(columns));
@@ -420,7 +420,7 @@ hold_all_queues(void)
 		if (def->paused)
 			continue;
 		def->paused = true;
-		def->pause_reason = pstrdup("restored");
+		def->pause_reason = pstrdup(BATCHER_RESTORED);
 		batcher_definition_update(def);
 	}
 	note_level(&held_level);
@@ -447,17 +447,17 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  *
  * What logical replication brings, changes or removes is skipped: the
  * publisher flushes its rows itself, and its queues are not ours.  Everything
- * else that comes is a restore.  A restored queue is held (paused,
- * reason "restored") until batch_resume, so that nothing is flushed before
- * its target is there; its owner is found by name then.  A restored tuple of
- * the spool is at home nowhere, so that it is read back.
+ * else that comes is a restore.  A restored queue belongs to no database, so
+ * it is held until batch_resume and nothing is flushed before its target is
+ * there; its owner is found by name then.  A restored tuple of the spool is at
+ * home nowhere, so that it is read back.
  */
 Datum
 batcher_arrived(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	Datum		values[4];
-	bool		nulls[4] = {false, false, false, false};
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
@@ -490,12 +490,11 @@ batcher_arrived(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		const char *names[] = {"owner", "paused", "pause_reason"};
+		const char *names[] = {"owner", "database"};
 
 		values[0] = ObjectIdGetDatum(InvalidOid);
-		values[1] = BoolGetDatum(true);
-		values[2] = CStringGetTextDatum("restored");
-		return PointerGetDatum(replace_columns(trigdata, 3, names, values,
+		values[1] = ObjectIdGetDatum(InvalidOid);
+		return PointerGetDatum(replace_columns(trigdata, 2, names, values,
 											   nulls));
 	}
 }

@@ -297,7 +297,7 @@ set_paused(BatcherQueueDef *def, bool paused, int elevel)
 	if (!paused && !resolve_owner(def, elevel))
 		return;
 	if (!paused && batcher_shared && def->pause_reason &&
-		strcmp(def->pause_reason, "restored") == 0)
+		strcmp(def->pause_reason, BATCHER_RESTORED) == 0)
 		batcher_number_renew(batcher_catalog_database(), 0);
 	def->paused = paused;
 	def->pause_reason = paused ? pstrdup("paused") : NULL;
