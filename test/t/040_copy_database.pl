@@ -162,10 +162,22 @@ is(db_sql('renamed', $held), 'empty f, paused t paused, q f',
 	'the original is not, after RENAME, SET TABLESPACE and a crash');
 is(db_sql('renamed', 'SELECT batch_flush()'), '1', 'it flushes');
 
-# Let go, one queue by name, then all.
+# Let go, one queue by name, then all.  A worker has seen that it was held, and
+# none is there when it is resumed: one comes for it.
+$node->poll_query_until('renamed_copy',
+	q(SELECT spilled = 11 FROM batcher.status WHERE queue = 'q'))
+  or die 'no worker has looked through the spool of the copy';
+take_place();
+db_sql('renamed_copy',
+	q(SELECT batch_alter_queue('q', '{"flush_interval": "10 ms"}')));
 db_sql('renamed_copy', q(SELECT batch_resume('q')));
-is(db_sql('renamed_copy', q(SELECT batch_flush('q'))),
-	'11', 'batch_resume: the copied rows are flushed, and the new one');
+release_point($node, 'statement');
+ok($node->poll_query_until('renamed_copy', 'SELECT count(*) > 0 FROM done'),
+	'batch_resume brings a worker, though another has the only place');
+db_sql('renamed_copy', q(SELECT batch_flush('q')));
+is(db_sql('renamed_copy', 'SELECT count(*) FROM done'),
+	'11', 'the copied rows are flushed, and the new one');
+sql($node, 'ALTER SYSTEM RESET batcher.max_workers; SELECT pg_reload_conf()');
 is(db_sql('renamed_copy', $held),
 	'empty t restored, paused t restored, q f', 'the others are held');
 db_sql('renamed_copy', 'SELECT batch_resume()');
