@@ -53,11 +53,12 @@ text_or_null(Datum value, bool isnull)
 static BatcherQueueDef *
 read_definition(HeapTuple tuple, TupleDesc desc)
 {
-	Datum		values[NUM_COLS + 1];
-	bool		nulls[NUM_COLS + 1];
+	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 	BatcherQueueDef *def = palloc0(sizeof(BatcherQueueDef));
 	char	   *role_name;
 
+	batcher_catalog_check_columns(desc, NUM_COLS);
 	heap_deform_tuple(tuple, desc, values + 1, nulls + 1);
 	def->id = DatumGetInt32(values[COL_ID]);
 	def->name = TextDatumGetCString(values[COL_NAME]);
