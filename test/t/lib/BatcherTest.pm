@@ -32,7 +32,8 @@ our @EXPORT = qw(
   arm disarm wait_point release_point take_messages wait_messages
   log_position wait_crash_over kill_process kill_postmaster
   create_order_queue order_faults
-  create_checker collect_statement check_rows start_load stop_load);
+  create_checker collect_statement check_rows start_load stop_load
+  start_client client_acks);
 
 # Every call of psql ends by itself after so many seconds.
 my $timeout = $PostgreSQL::Test::Utils::timeout_default;
@@ -574,6 +575,48 @@ sub stop_load
 	unlink $load->{file}, $load->{stop};
 	note(slurp_file($load->{log}));
 	return;
+}
+
+=pod
+
+=item start_client(node, name, statements), client_acks(client)
+
+Run psql in the background, which commits these statements again and again,
+each time with another value of :n from the sequence serial, until the server
+is gone.  The values whose commit the client was told of so far.
+
+=cut
+
+sub start_client
+{
+	my ($node, $name, $statements) = @_;
+	my $acks = File::Spec->catfile($node->basedir, "$name.acks");
+	my $file = File::Spec->catfile($node->basedir, "$name.sql");
+
+	append_to_file(
+		$file, qq(
+SELECT nextval('serial') AS n \\gset
+$statements;
+\\echo :n
+) x 20000);
+	return {
+		acks => $acks,
+		run => IPC::Run::start(
+			[
+				'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d',
+				$node->connstr('postgres'), '-f', $file
+			],
+			'<', \undef,
+			'>', $acks,
+			'2>', "$acks.err") };
+}
+
+sub client_acks
+{
+	my ($client) = @_;
+
+	# the last line may not be complete
+	return grep { /^\d+\n$/ } split /(?<=\n)/, slurp_file($client->{acks});
 }
 
 =pod
