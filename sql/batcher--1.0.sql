@@ -31,10 +31,13 @@ CREATE TABLE batcher.queue_definition (
     options jsonb NOT NULL,
     paused boolean NOT NULL,
     pause_reason text,
+    database oid NOT NULL,
     created_at timestamptz NOT NULL
 );
 COMMENT ON TABLE batcher.queue_definition IS
 'the queues; change them by the functions batch_*_queue only';
+COMMENT ON COLUMN batcher.queue_definition.database IS
+'where the queue is served: in a copy of the database it is held';
 
 -- A role is its OID; 0 is everybody (then the name is public), or, with another
 -- name, a role that is to be found again after a restore.

@@ -9,8 +9,8 @@
 #   regress    test/sql against expected/, by pg_regress
 #   isolation  test/specs against expected/, by pg_isolation_regress
 #   tap        test/t, by PostgreSQL::Test::Cluster
-# The last line is "N passed, N failed"; the exit status is 1 if anything
-# failed.  See test/lib.sh for where the work is done and what is installed.
+# The last line is "N passed, N failed", before it "N skipped" if there are
+# such; the exit status is 1 if anything failed.  See test/lib.sh for where the work is done and what is installed.
 #
 # The verdicts come from exit statuses.  The tested library has the debug
 # points that the TAP tests arm (src/base/debug.c); nobody else's has.
@@ -20,6 +20,7 @@ set -euo pipefail
 
 PASSED=0
 FAILED=0
+SKIPPED=0
 TESTED_FLAGS="-Werror -DBATCHER_DEBUG_POINTS"
 
 # A test that waits longer than this for something fails.
@@ -31,6 +32,7 @@ at_exit()
 	if [ "$1" -ne 0 ] && [ "$FAILED" -eq 0 ]; then
 		FAILED=1
 	fi
+	[ "$SKIPPED" -eq 0 ] || note "$SKIPPED skipped"
 	printf '%d passed, %d failed\n' "$PASSED" "$FAILED"
 	[ "$FAILED" -eq 0 ] || exit 1
 	exit 0
@@ -144,6 +146,29 @@ run_isolation()
 		$(names specs spec "$1")
 }
 
+# with_small_disk COMMAND...: as as_pg does, with BATCHER_SMALL_DISK naming a
+# folder on a small disk.  It is mounted where only the command and what that
+# starts can see it, and is gone when they are.  Who may not mount one has to
+# do without, unless the variable is set.
+with_small_disk()
+{
+	local mount=(unshare --mount --propagation private sh -c \
+		'mount -t tmpfs -o size=16m,mode=700,uid="$1" tmpfs small_disk &&
+		shift && exec "$@"' sh "$(id -u postgres 2>/dev/null)")
+
+	if [ -n "${BATCHER_SMALL_DISK:-}" ] || [ "$(id -u)" -ne 0 ]; then
+		as_pg "$@"
+		return
+	fi
+	mkdir "$WORK/small_disk"
+	if ! (cd "$WORK" && "${mount[@]}" true) 2>/dev/null; then
+		as_pg "$@"
+		return
+	fi
+	(cd "$WORK" && "${mount[@]}" runuser -u postgres -- env HOME="$WORK" \
+		BATCHER_SMALL_DISK="$WORK/small_disk" "$@")
+}
+
 run_tap()
 {
 	local files status=0 line
@@ -151,8 +176,9 @@ run_tap()
 	files=$(names t pl "$1")
 	[ -n "$files" ] || { note "no tests: tap"; return 0; }
 	cat >"$WORK/harness.pl" <<'PERL'
-# Runs TAP tests, and says at the end how many assertions passed and failed.
-# A file that ended badly without one that failed counts as one.
+# Runs TAP tests, and says at the end how many assertions passed and failed,
+# and how many files were skipped.  A file that ended badly without one that
+# failed counts as one.
 use strict;
 use warnings;
 use TAP::Harness;
@@ -160,31 +186,33 @@ my ($lib, $counts, @files) = @ARGV;
 my $harness = TAP::Harness->new(
 	{ jobs => 2, lib => [$lib], timer => 1, failures => 1 });
 my $sum = $harness->runtests(map { [ "t/$_.pl", $_ ] } @files);
-my ($passed, $failed, @bad) = (0, 0);
+my ($passed, $failed, $skipped, @bad) = (0, 0, 0);
 for my $name (sort @files)
 {
 	my ($p) = $sum->parsers($name);
 	$passed += $p->actual_passed;
+	$skipped++ if $p->skip_all;
 	my $n = $p->actual_failed;
 	$n = 1 if !$n && $p->has_problems;
 	$failed += $n;
 	push @bad, $name if $n;
 }
 open my $out, '>', $counts or die "$counts: $!";
-print $out "$passed $failed @bad\n";
+print $out "$passed $failed $skipped @bad\n";
 close $out or die "$counts: $!";
 exit($sum->all_passed ? 0 : 1);
 PERL
-	as_pg env -C "$WORK/tested/test" PATH="$PGBIN:$PATH" \
+	with_small_disk env -C "$WORK/tested/test" PATH="$PGBIN:$PATH" \
 		TESTDIR="$WORK/tested/test" PG_REGRESS="$PGREGRESS" \
 		timeout -k 20 660 perl "$WORK/harness.pl" \
 		"${PGREGRESS%/regress/pg_regress}/perl" "$WORK/tap_counts" $files \
 		</dev/null 2>&1 || status=$?
-	line=$(cat "$WORK/tap_counts" 2>/dev/null) || line="0 1"
+	line=$(cat "$WORK/tap_counts" 2>/dev/null) || line="0 1 0"
 	set -- $line
 	count "$1" "$2"
+	SKIPPED=$((SKIPPED + $3))
 	[ $status -eq 0 ] || [ "$2" -gt 0 ] || count 0 1
-	shift 2
+	shift 3
 	for line in "$@"; do
 		note "---- log of t/$line.pl"
 		grep -vE -e '^\[[^]]*\]\([0-9.]+s\) ok ' \

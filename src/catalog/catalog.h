@@ -30,6 +30,17 @@ typedef struct BatcherCatalog
 	Oid			queue_id_sequence;	/* batcher.queue_id */
 } BatcherCatalog;
 
+/*
+ * A table of ours may have more columns than this library knows, which a newer
+ * version of the extension has added: the library that runs is the old one
+ * until the server is restarted.  So many of them are read past, and written
+ * as null.
+ */
+#define BATCHER_MORE_COLUMNS	16
+
+/* The pause_reason of a queue that came from elsewhere. */
+#define BATCHER_RESTORED	"restored"
+
 /* The definition of a queue: one tuple of batcher.queue_definition. */
 typedef struct BatcherQueueDef
 {
@@ -71,6 +82,7 @@ typedef struct BatcherGrant
 
 /* extension.c */
 extern const BatcherCatalog *batcher_catalog_find(bool missing_ok);
+extern void batcher_catalog_check_columns(TupleDesc desc, int known);
 extern BatcherSharedDatabase *batcher_catalog_database(void);
 extern uint64 batcher_number_take(BatcherSharedDatabase *db);
 extern void batcher_number_refill_early(BatcherSharedDatabase *db);

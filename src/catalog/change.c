@@ -374,7 +374,7 @@ replace_columns(TriggerData *trigdata, int n, const char **names,
 				Datum *values, bool *nulls)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	int			columns[4];
+	int			columns[2];
 	int			i;
 
 	Assert(n <= lengthof(columns));
@@ -422,7 +422,7 @@ hold_all_queues(void)
 		if (def->paused)
 			continue;
 		def->paused = true;
-		def->pause_reason = pstrdup("restored");
+		def->pause_reason = pstrdup(BATCHER_RESTORED);
 		batcher_definition_update(def);
 	}
 	note_level(&held_level);
@@ -448,19 +448,20 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  *
  * What logical replication brings, changes or removes is skipped: the
  * publisher flushes its rows itself, and its queues are not ours.  Everything
- * else that comes is a restore.  A restored queue is held (paused,
- * reason "restored") until batch_resume, so that nothing is flushed before
- * its target is there; its owner, and the roles of its grants, are found by
- * name then.  A restored tuple of the spool is at home nowhere, so that it is
- * read back.  Only superusers restore: a definition runs as whoever it names.
+ * else that comes is a restore.  A restored queue belongs to no database, so
+ * it is held until batch_resume and nothing is flushed before its target is
+ * there; its owner, and the roles of its grants, are found by name then.  A
+ * restored tuple of the spool is at home nowhere, so that it is read back.
+ * Only superusers restore: a definition runs as whoever it names.
  */
 Datum
 batcher_arrived(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	const BatcherCatalog *cat;
-	Datum		values[4];
-	bool		nulls[4] = {false, false, false, false};
+	Oid			relid;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
@@ -487,15 +488,8 @@ batcher_arrived(PG_FUNCTION_ARGS)
 	note_arrival();
 
 	cat = batcher_catalog_find(false);
-	if (RelationGetRelid(trigdata->tg_relation) == cat->dead_table)
-	{
-		const char *names[] = {"enqueuer"};
-
-		values[0] = ObjectIdGetDatum(InvalidOid);
-		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
-											   nulls));
-	}
-	if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
+	relid = RelationGetRelid(trigdata->tg_relation);
+	if (relid == cat->spool)
 	{
 		const char *names[] = {"home"};
 
@@ -505,9 +499,9 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
 											   nulls));
 	}
-	else if (RelationGetRelid(trigdata->tg_relation) == cat->grant_table)
+	else if (relid == cat->grant_table || relid == cat->dead_table)
 	{
-		const char *names[] = {"role"};
+		const char *names[] = {relid == cat->grant_table ? "role" : "enqueuer"};
 
 		values[0] = ObjectIdGetDatum(InvalidOid);
 		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
@@ -515,12 +509,11 @@ batcher_arrived(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		const char *names[] = {"owner", "paused", "pause_reason"};
+		const char *names[] = {"owner", "database"};
 
 		values[0] = ObjectIdGetDatum(InvalidOid);
-		values[1] = BoolGetDatum(true);
-		values[2] = CStringGetTextDatum("restored");
-		return PointerGetDatum(replace_columns(trigdata, 3, names, values,
+		values[1] = ObjectIdGetDatum(InvalidOid);
+		return PointerGetDatum(replace_columns(trigdata, 2, names, values,
 											   nulls));
 	}
 }

@@ -35,6 +35,7 @@ enum
 	COL_OPTIONS,
 	COL_PAUSED,
 	COL_PAUSE_REASON,
+	COL_DATABASE,
 	COL_CREATED_AT,
 	NUM_COLS = COL_CREATED_AT
 };
@@ -49,11 +50,12 @@ text_or_null(Datum value, bool isnull)
 static BatcherQueueDef *
 read_definition(HeapTuple tuple, TupleDesc desc)
 {
-	Datum		values[NUM_COLS + 1];
-	bool		nulls[NUM_COLS + 1];
+	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 	BatcherQueueDef *def = palloc0(sizeof(BatcherQueueDef));
 	char	   *role_name;
 
+	batcher_catalog_check_columns(desc, NUM_COLS);
 	heap_deform_tuple(tuple, desc, values + 1, nulls + 1);
 	def->id = DatumGetInt32(values[COL_ID]);
 	def->name = TextDatumGetCString(values[COL_NAME]);
@@ -68,6 +70,17 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 	def->pause_reason = text_or_null(values[COL_PAUSE_REASON],
 									 nulls[COL_PAUSE_REASON]);
 	def->created_at = DatumGetTimestampTz(values[COL_CREATED_AT]);
+
+	/*
+	 * Another database's queue came here by CREATE DATABASE ... TEMPLATE, or
+	 * by a restore: it is held until batch_resume.  Whoever reads it sees it
+	 * so, from the first moment on.
+	 */
+	if (DatumGetObjectId(values[COL_DATABASE]) != MyDatabaseId)
+	{
+		def->paused = true;
+		def->pause_reason = pstrdup(BATCHER_RESTORED);
+	}
 
 	/* The OID counts; a changed name is followed. */
 	role_name = OidIsValid(def->owner) ?
@@ -211,7 +224,7 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 {
 	static const Oid column_types[NUM_COLS] = {
 		INT4OID, TEXTOID, OIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
-		BOOLOID, TEXTOID, TIMESTAMPTZOID
+		BOOLOID, TEXTOID, OIDOID, TIMESTAMPTZOID
 	};
 
 	memcpy(types, column_types, sizeof(column_types));
@@ -227,6 +240,7 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 	values[COL_OPTIONS - 1] = JsonbPGetDatum(def->given);
 	values[COL_PAUSED - 1] = BoolGetDatum(def->paused && !def->paused_by_loss);
 	values[COL_PAUSE_REASON - 1] = text_datum(def->pause_reason);
+	values[COL_DATABASE - 1] = ObjectIdGetDatum(MyDatabaseId);
 	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(def->created_at);
 	if (def->flush_sql == NULL)
 		nulls[COL_FLUSH_SQL - 1] = 'n';
@@ -250,8 +264,8 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"
-				   " pause_reason, created_at)"
-				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+				   " pause_reason, database, created_at)"
+				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 				   NUM_COLS, types, values, nulls);
 	return copy.id;
 }
@@ -270,7 +284,8 @@ batcher_definition_update(const BatcherQueueDef *def)
 	write_definition("UPDATE batcher.queue_definition SET name = $2,"
 				   " owner = $3, owner_name = $4, flush_sql = $5,"
 				   " search_path = $6, options = $7, paused = $8,"
-				   " pause_reason = $9, created_at = $10 WHERE id = $1",
+				   " pause_reason = $9, database = $10, created_at = $11"
+				   " WHERE id = $1",
 				   NUM_COLS, types, values, nulls);
 }
 

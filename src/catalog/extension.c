@@ -122,6 +122,23 @@ batcher_catalog_find(bool missing_ok)
 }
 
 /*
+ * Check that a table of ours has the 'known' columns of this library, and at
+ * most BATCHER_MORE_COLUMNS of a newer one.  An ERROR (55000) if not.
+ */
+void
+batcher_catalog_check_columns(TupleDesc desc, int known)
+{
+	if (desc->natts < known || desc->natts > known + BATCHER_MORE_COLUMNS)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the version of extension \"%s\" does not fit the library that is loaded",
+						"batcher"),
+				 desc->natts < known ?
+				 errhint("Use ALTER EXTENSION batcher UPDATE.") :
+				 errhint("Restart the server.")));
+}
+
+/*
  * The shared state of this database, made if need be.  Errors: as
  * batcher_catalog_find, and 55000 if the library is not preloaded.
  */

@@ -207,14 +207,16 @@ batcher_spool_write(Relation spool, int32 queue_id, const BatcherChunk *chunk,
 					BatcherRow *const *skip, int nskip, uint64 home,
 					const char *enqueued_by, ItemPointer tid)
 {
-	Datum		values[NUM_COLS + 1];
-	bool		nulls[NUM_COLS + 1];
+	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 	RowColumns	c;
 	HeapTuple	tuple;
 
+	batcher_catalog_check_columns(RelationGetDescr(spool), NUM_COLS);
 	collect_columns(&c, chunk, skip, nskip);
 	Assert(c.n > 0);
-	memset(nulls, false, sizeof(nulls));
+	memset(nulls, true, sizeof(nulls));
+	memset(nulls, false, NUM_COLS + 1);
 	values[COL_NUMBER] = Int64GetDatum(chunk->number);
 	values[COL_HOME] = Int64GetDatum(home);
 	values[COL_ENQUEUED_AT] = TimestampTzGetDatum(chunk->enqueued_at);
@@ -394,8 +396,8 @@ count_elements(Datum value)
 BatcherChunk *
 batcher_spool_read(Relation spool, HeapTuple tuple)
 {
-	Datum		values[NUM_COLS + 1];
-	bool		nulls[NUM_COLS + 1];
+	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 	Datum	   *column[NUM_COLS + 1];
 	bool	   *missing[NUM_COLS + 1];
 	static const Oid types[NUM_COLS + 1] = {
@@ -411,6 +413,7 @@ batcher_spool_read(Relation spool, HeapTuple tuple)
 	int			n;
 	int			i;
 
+	batcher_catalog_check_columns(RelationGetDescr(spool), NUM_COLS);
 	heap_deform_tuple(tuple, RelationGetDescr(spool), values + 1, nulls + 1);
 	n = count_elements(values[COL_TICKETS]);
 	if (n < 1 || n > PG_UINT16_MAX)

@@ -338,7 +338,7 @@ set_paused(BatcherQueueDef *def, bool paused, int elevel)
 	if (!paused && !resolve_owner(def, elevel))
 		return;
 	if (!paused && def->pause_reason &&
-		strcmp(def->pause_reason, "restored") == 0)
+		strcmp(def->pause_reason, BATCHER_RESTORED) == 0)
 	{
 		batcher_grant_resolve(def);
 		if (batcher_shared)

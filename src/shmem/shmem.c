@@ -270,6 +270,7 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 	if (db && !found)
 	{
 		pg_atomic_init_u64(&db->generation, 1);
+		pg_atomic_init_u64(&db->loaded, 0);
 		pg_atomic_init_u64(&db->next_number, 0);
 		pg_atomic_init_u64(&db->number_limit, 0);
 		pg_atomic_init_u64(&db->spool, 0);

@@ -52,7 +52,8 @@ typedef struct BatcherDatabaseKey
  * What all backends share about one database.
  *
  * 'generation' grows at the commit of each change of a definition; whoever
- * caches definitions compares it.  'next_number' gives tickets and chunk
+ * caches definitions compares it.  'loaded' is the generation that a worker
+ * of the database has read last; 0: none has.  'next_number' gives tickets and chunk
  * numbers, below 'number_limit', which the sequence batcher.number has
  * persisted; see catalog/extension.c.  'spool' is the file number of the spool
  * table in the upper and a version in the lower 32 bits; it is changed by
@@ -66,6 +67,7 @@ typedef struct BatcherSharedDatabase
 {
 	BatcherDatabaseKey key;		/* hash key, must be first */
 	pg_atomic_uint64 generation;
+	pg_atomic_uint64 loaded;
 	pg_atomic_uint64 next_number;
 	pg_atomic_uint64 number_limit;
 	pg_atomic_uint64 spool;

@@ -148,6 +148,18 @@ database_is_live(BatcherDatabaseKey key)
 	return false;
 }
 
+/*
+ * Has nobody looked through the spool yet, or nobody read the definitions as
+ * they are now?  What lanes need may come to light only then: one that was
+ * resumed, or has another owner, still looks as it did.
+ */
+static bool
+has_news(BatcherSharedDatabase *db)
+{
+	return !pg_atomic_read_u32(&db->surveyed) ||
+		pg_atomic_read_u64(&db->loaded) != pg_atomic_read_u64(&db->generation);
+}
+
 /* What databases need as such. */
 static void
 collect_databases(void)
@@ -168,8 +180,7 @@ collect_databases(void)
 		known->visit_done = known->visit_wanted;
 		if (known->connectable && !known->is_template &&
 			batcher_turn_find_worker(key, NULL) < 0)
-			need_worker(key.dboid, superusers,
-						!pg_atomic_read_u32(&db->surveyed), false);
+			need_worker(key.dboid, superusers, has_news(db), false);
 	}
 
 	unvisited = batcher_database_list_unvisited();

@@ -300,6 +300,7 @@ batcher_lanes_load(void)
 		MemoryContextDelete(defs_cxt);
 	defs_cxt = cxt;
 	loaded_generation = generation;
+	pg_atomic_write_u64(&my_db->loaded, generation);
 	if (roles_changed)			/* maybe after we had looked */
 		forget_roles((Datum) 0, AUTHOID, 0);
 	batcher_shmem_wake_launcher();	/* other identities may have work */

@@ -9,7 +9,6 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use BatcherTest;
-use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -32,38 +31,17 @@ SELECT batch_create_queue('announce', NULL,
 	options => '{"notify_channel": "{queue}_news"}');
 ));
 
-# psql tells of messages when a statement has ended.
 my $listener = $node->background_psql('postgres');
 my @messages;
 
 $listener->query_safe('LISTEN news; LISTEN announce_news');
 
-sub take_messages
+# Wait until so many have come since the beginning.
+sub wait_total
 {
-	my $out = $listener->query_safe('SELECT 1');
+	my ($total) = @_;
 
-	while ($out =~
-		/Asynchronous notification "(\w+)" with payload "(.*)" received from/g)
-	{
-		my $message = decode_json($2);
-
-		$message->{channel} = $1;
-		push @messages, $message;
-	}
-	return;
-}
-
-sub wait_messages
-{
-	my ($count) = @_;
-
-	for (1 .. 600)
-	{
-		take_messages();
-		last if @messages >= $count;
-		Time::HiRes::usleep(50_000);
-	}
-	is(scalar(@messages), $count, "$count messages came");
+	push @messages, wait_messages($listener, $total - @messages);
 	return;
 }
 
@@ -81,7 +59,7 @@ FROM generate_series($from, $to) g));
 # One batch, one message.
 enqueue('a', 1, 75);
 is(sql($node, "SELECT batch_flush('a')"), '75', 'batch_flush counts the rows');
-wait_messages(1);
+wait_total(1);
 my $message = $messages[0];
 is_deeply(
 	[ sort keys %$message ],
@@ -108,7 +86,7 @@ foreach my $round (1 .. 5)
 		$expected++;
 	}
 }
-wait_messages($expected);
+wait_total($expected);
 is( join(' ', map { $_->{seq} } @messages),
 	join(' ', 1 .. $expected),
 	'messages are numbered without a gap, in the order in which they come');
@@ -119,7 +97,7 @@ is(join('', map { $_->{queue} } @messages[ 1 .. 10 ]),
 
 # A queue without a statement only announces, on its own channel.
 sql($node, q(SELECT batch_enqueue('announce', '{}')));
-wait_messages(++$expected);
+wait_total(++$expected);
 is($messages[-1]->{channel}, 'announce_news', 'the name of the queue is put in');
 is($messages[-1]->{seq}, 1, 'another channel is counted by itself');
 
@@ -148,17 +126,17 @@ release_point($node, 'statement');
 wait_point($node, 'settle');
 is(sql($node, 'SELECT count(*) FROM target'),
 	$before, 'before the commit the data is not visible');
-take_messages();
+push @messages, take_messages($listener);
 is(scalar(@messages), $expected, 'before the commit there is no message');
 release_point($node, 'settle');
 wait_point($node, 'notify');
 is(sql($node, 'SELECT count(*) FROM target'),
 	$before + 10, 'the data is visible before the message is sent');
-take_messages();
+push @messages, take_messages($listener);
 is(scalar(@messages), $expected, 'and the message was not sent yet');
 disarm($node);
 release_point($node, 'notify');
-wait_messages(++$expected);
+wait_total(++$expected);
 is($messages[-1]->{seq}, 12, 'the number follows');
 is($messages[-1]->{epoch}, $message->{epoch}, 'of the same epoch');
 $flusher->quit;
@@ -194,7 +172,7 @@ $listener = $node->background_psql('postgres');
 $listener->query_safe('LISTEN news');
 enqueue('a', 1, 10);
 sql($node, "SELECT batch_flush('a')");
-wait_messages(++$expected);
+wait_total(++$expected);
 is($messages[-1]->{seq}, 1, 'after a restart the count begins anew');
 isnt($messages[-1]->{epoch}, $message->{epoch}, 'with another epoch');
 

@@ -21,6 +21,7 @@ use warnings;
 use Exporter 'import';
 use File::Spec;
 use IPC::Run ();
+use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -28,10 +29,11 @@ use Time::HiRes qw(usleep time);
 
 our @EXPORT = qw(
   new_node sql try_sql wait_sql wait_drained wait_worker worker_pid
-  arm disarm wait_point release_point
+  arm disarm wait_point release_point take_messages wait_messages
   log_position wait_crash_over kill_process kill_postmaster
   create_order_queue order_faults
-  create_checker collect_statement check_rows start_load stop_load);
+  create_checker collect_statement check_rows start_load stop_load
+  start_client client_acks);
 
 # Every call of psql ends by itself after so many seconds.
 my $timeout = $PostgreSQL::Test::Utils::timeout_default;
@@ -273,6 +275,48 @@ sub release_point
 		usleep(1_000);
 	}
 	return;
+}
+
+=pod
+
+=item take_messages(session), wait_messages(session, count)
+
+The messages that have come to a background session that listens: those there
+are, or exactly so many within the time that a test waits.  Each is its JSON
+object, with the member channel added.
+
+=cut
+
+sub take_messages
+{
+	my ($listener) = @_;
+	my $out = $listener->query_safe('SELECT 1');
+	my @messages;
+
+	# psql tells of them when a statement has ended
+	while ($out =~
+		/Asynchronous notification "(\w+)" with payload "(.*)" received from/g)
+	{
+		my $channel = $1;
+
+		push @messages, { %{ decode_json($2) }, channel => $channel };
+	}
+	return @messages;
+}
+
+sub wait_messages
+{
+	my ($listener, $count) = @_;
+	my $end = time() + $timeout;
+	my @messages;
+
+	while (@messages < $count && time() < $end)
+	{
+		push @messages, take_messages($listener);
+		usleep(20_000) if @messages < $count;
+	}
+	is(scalar(@messages), $count, "$count messages came");
+	return @messages;
 }
 
 =pod
@@ -531,6 +575,48 @@ sub stop_load
 	unlink $load->{file}, $load->{stop};
 	note(slurp_file($load->{log}));
 	return;
+}
+
+=pod
+
+=item start_client(node, name, statements), client_acks(client)
+
+Run psql in the background, which commits these statements again and again,
+each time with another value of :n from the sequence serial, until the server
+is gone.  The values whose commit the client was told of so far.
+
+=cut
+
+sub start_client
+{
+	my ($node, $name, $statements) = @_;
+	my $acks = File::Spec->catfile($node->basedir, "$name.acks");
+	my $file = File::Spec->catfile($node->basedir, "$name.sql");
+
+	append_to_file(
+		$file, qq(
+SELECT nextval('serial') AS n \\gset
+$statements;
+\\echo :n
+) x 20000);
+	return {
+		acks => $acks,
+		run => IPC::Run::start(
+			[
+				'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d',
+				$node->connstr('postgres'), '-f', $file
+			],
+			'<', \undef,
+			'>', $acks,
+			'2>', "$acks.err") };
+}
+
+sub client_acks
+{
+	my ($client) = @_;
+
+	# the last line may not be complete
+	return grep { /^\d+\n$/ } split /(?<=\n)/, slurp_file($client->{acks});
 }
 
 =pod
