@@ -456,6 +456,8 @@ Datum
 batcher_arrived(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	const BatcherCatalog *catalog;
+	Oid			relid;
 	Datum		values[4];
 	bool		nulls[4] = {false, false, false, false};
 
@@ -466,6 +468,14 @@ batcher_arrived(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.arrived")));
+	catalog = batcher_catalog_find(false);
+	relid = RelationGetRelid(trigdata->tg_relation);
+	if (relid != catalog->spool && relid != catalog->queue_table)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" cannot be a trigger of table \"%s\"",
+						"batcher.arrived",
+						RelationGetRelationName(trigdata->tg_relation))));
 	if (!batcher_definition_writing && IsLogicalWorker())
 		return PointerGetDatum(NULL);
 	if (!batcher_definition_writing &&
@@ -477,8 +487,7 @@ batcher_arrived(PG_FUNCTION_ARGS)
 		return PointerGetDatum(trigdata->tg_trigtuple);
 	note_arrival();
 
-	if (RelationGetRelid(trigdata->tg_relation) ==
-		batcher_catalog_find(false)->spool)
+	if (relid == catalog->spool)
 	{
 		const char *names[] = {"home"};
 
