@@ -368,17 +368,18 @@ batcher_readback_refill(BatcherLaneView *view)
 	StartTransactionCommand();
 	spool = batcher_spool_open(AccessShareLock);
 	if (!batcher_spool_version(view->db, spool, &version))
-		batcher_settle_resync(view, spool);
-	else
 	{
-		/* another lane may have noticed that the table was rewritten */
-		if (view->readback && view->readback->version != version)
-			batcher_readback_reset(view);
-		if (view->readback == NULL ||
-			(view->readback->next >= view->readback->nentries &&
-			 view->readback->first == NULL))
-			(void) scan_spool(view, spool, version);
+		/* go on, because nobody may wake us for what is waited for */
+		batcher_settle_resync(view, spool);
+		(void) batcher_spool_version(view->db, spool, &version);
 	}
+	/* another lane may have noticed that the table was rewritten */
+	if (view->readback && view->readback->version != version)
+		batcher_readback_reset(view);
+	if (view->readback == NULL ||
+		(view->readback->next >= view->readback->nentries &&
+		 view->readback->first == NULL))
+		(void) scan_spool(view, spool, version);
 	if (view->readback)
 		fetch_chunks(view->readback, spool);
 	table_close(spool, AccessShareLock);

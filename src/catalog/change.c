@@ -441,6 +441,44 @@ skip_numbers(TriggerData *trigdata)
 													   RelationGetDescr(trigdata->tg_relation)) + 1);
 }
 
+/*
+ * What a restore brings, without what it says of another database: where a row
+ * of the spool is at home, and which roles are meant.
+ */
+static HeapTuple
+release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
+{
+	Oid			relid = RelationGetRelid(trigdata->tg_relation);
+	const char *names[2];
+	int			n = 0;
+	Datum		zeros[2] = {ObjectIdGetDatum(InvalidOid), ObjectIdGetDatum(InvalidOid)};
+	bool		nulls[2] = {false, false};
+
+	if (relid == cat->spool)
+	{
+		zeros[0] = Int64GetDatum(0);
+		names[n++] = "home";
+	}
+	else if (relid == cat->grant_table)
+		names[n++] = "role";
+	else if (relid == cat->dead_table)
+		names[n++] = "enqueuer";
+	else
+	{
+		names[n++] = "owner";
+		names[n++] = "database";
+	}
+	return replace_columns(trigdata, n, names, zeros, nulls);
+}
+
+/* Is this one of the tables that have the trigger? */
+static bool
+is_our_table(Oid relid, const BatcherCatalog *cat)
+{
+	return relid == cat->spool || relid == cat->queue_table ||
+		relid == cat->grant_table || relid == cat->dead_table;
+}
+
 PG_FUNCTION_INFO_V1(batcher_arrived);
 
 /*
@@ -459,9 +497,6 @@ batcher_arrived(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	const BatcherCatalog *cat;
-	Oid			relid;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
@@ -470,6 +505,13 @@ batcher_arrived(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.arrived")));
+	cat = batcher_catalog_find(false);
+	if (!is_our_table(RelationGetRelid(trigdata->tg_relation), cat))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" cannot be a trigger of table \"%s\"",
+						"batcher.arrived",
+						RelationGetRelationName(trigdata->tg_relation))));
 	if (!batcher_definition_writing && IsLogicalWorker())
 		return PointerGetDatum(NULL);
 	if (!batcher_definition_writing &&
@@ -486,34 +528,10 @@ batcher_arrived(PG_FUNCTION_ARGS)
 						"batcher",
 						RelationGetRelationName(trigdata->tg_relation))));
 	note_arrival();
-
-	cat = batcher_catalog_find(false);
-	relid = RelationGetRelid(trigdata->tg_relation);
-	if (relid == cat->spool)
+	if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
 	{
-		const char *names[] = {"home"};
-
 		hold_all_queues();
 		skip_numbers(trigdata);
-		values[0] = Int64GetDatum(0);
-		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
-											   nulls));
 	}
-	else if (relid == cat->grant_table || relid == cat->dead_table)
-	{
-		const char *names[] = {relid == cat->grant_table ? "role" : "enqueuer"};
-
-		values[0] = ObjectIdGetDatum(InvalidOid);
-		return PointerGetDatum(replace_columns(trigdata, 1, names, values,
-											   nulls));
-	}
-	else
-	{
-		const char *names[] = {"owner", "database"};
-
-		values[0] = ObjectIdGetDatum(InvalidOid);
-		values[1] = ObjectIdGetDatum(InvalidOid);
-		return PointerGetDatum(replace_columns(trigdata, 2, names, values,
-											   nulls));
-	}
+	return PointerGetDatum(release_tuple(trigdata, cat));
 }

@@ -115,3 +115,11 @@ SELECT batch_flush('ex');
 SELECT * FROM ex_target ORDER BY n;
 SELECT batch_drop_queue('ex');
 DROP TABLE ex_target;
+
+-- What guards our tables guards no other, whatever its columns.
+CREATE TABLE ex_other (owner text, paused text, pause_reason text);
+CREATE TRIGGER arrived BEFORE INSERT ON ex_other
+    FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
+INSERT INTO ex_other VALUES ('a', 'b', 'c');
+\echo :SQLSTATE
+DROP TABLE ex_other;

@@ -96,7 +96,21 @@ GROUP BY 1 ORDER BY 1);
 	check_order("$what while rows waited");
 }
 
-# The same twice, and with a crash after it.
+# Rows that wait in a paused queue, and one that came after the rewrite, are
+# thrown away.
+sql(
+	$node, qq(
+SELECT batch_create_queue('e', 'SELECT FROM batch');
+SELECT batch_pause('e');
+SELECT batch_enqueue('e', '1');
+$rewrite{'VACUUM FULL'};
+SELECT batch_enqueue('e', '2');
+));
+is(sql($node, q(SELECT batch_purge('e'))),
+	'2', 'rows are purged after a rewrite');
+sql($node, q(SELECT batch_drop_queue('e')));
+
+# Rewritten twice, and with a crash after it.
 sql($node, 'SELECT batch_pause()');
 produce(10);
 sql($node, $rewrite{'VACUUM FULL'});
