@@ -23,7 +23,7 @@ CREATE FUNCTION fu_argument(name text, type regtype, queue text) RETURNS text LA
         WHEN name = 'privilege' THEN '''manage'''
         WHEN type = 'text'::regtype THEN '''x'''
         WHEN type = 'jsonb'::regtype THEN '''{}'''
-        WHEN type IN ('text[]'::regtype, 'jsonb[]'::regtype) THEN '''{}'''
+        WHEN type IN ('text[]'::regtype, 'jsonb[]'::regtype, 'bigint[]'::regtype) THEN '''{}'''
         WHEN type IN ('integer'::regtype, 'bigint'::regtype) THEN '1'
         WHEN type = 'boolean'::regtype THEN 'true'
         WHEN type = 'interval'::regtype THEN '''1 s'''

@@ -88,7 +88,7 @@ SELECT batcher.arrived();
 RESET ROLE;
 CREATE ROLE regress_batcher_writer IN ROLE pg_write_all_data;
 SET ROLE regress_batcher_writer;
-INSERT INTO batcher.queue_definition VALUES (0, 'ri evil', 10, 'postgres', 'SELECT FROM batch', '', '{}', false, NULL, now());
+INSERT INTO batcher.queue_definition VALUES (0, 'ri evil', 10, 'postgres', 'SELECT FROM batch', '', '{}', false, NULL, 0, now());
 \echo :SQLSTATE
 INSERT INTO batcher.queue_grant VALUES (0, 0, 'public', 'manage');
 INSERT INTO batcher.spool DEFAULT VALUES;
