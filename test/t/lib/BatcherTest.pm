@@ -42,7 +42,7 @@ my $timeout = $PostgreSQL::Test::Utils::timeout_default;
 
 =over
 
-=item new_node(name, configuration, init => {...})
+=item new_node(name, configuration, new => {...}, init => {...})
 
 Make and start a node with batcher preloaded and the extension installed in
 the database postgres.  Unlike Cluster.pm's own nodes it restarts after a
@@ -53,7 +53,8 @@ crash, and does not log statements.
 sub new_node
 {
 	my ($name, $conf, %params) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node =
+	  PostgreSQL::Test::Cluster->new($name, %{ $params{new} || {} });
 
 	$node->init(%{ $params{init} || {} });
 	$node->append_conf(
