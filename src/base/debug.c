@@ -5,9 +5,8 @@
  * The setting batcher.debug_points is a comma-separated list of name=action.
  * Actions: 'wait' (until the file batcher_debug_NAME.go appears in the data
  * directory, which it takes away; batcher_debug_NAME.waiting is there while
- * it waits),
- * 'kill' (SIGKILL to this process), 'error' (an ERROR, SQLSTATE XX000),
- * 'fatal' (a FATAL).  Critical places cannot take an ERROR: a test names only
+ * it waits), 'kill' (SIGKILL to this process), 'crash' (SIGSEGV), 'error' (an
+ * ERROR, SQLSTATE XX000), 'fatal' (a FATAL).  Critical places cannot take an ERROR: a test names only
  * those that can.  Files rather than locks, because several points lie where
  * no lock may be taken.  Any process.
  */
@@ -74,6 +73,8 @@ batcher_debug_point(const char *name)
 				wait_for_go(name);
 			else if (strncmp(action, "kill", 4) == 0)
 				(void) kill(MyProcPid, SIGKILL);
+			else if (strncmp(action, "crash", 5) == 0)
+				(void) raise(SIGSEGV);
 			else if (strncmp(action, "error", 5) == 0)
 				elog(ERROR, "batcher debug point \"%s\"", name);
 			else if (strncmp(action, "fatal", 5) == 0)

@@ -148,6 +148,12 @@ extern void batcher_failure_step(BatcherLaneView *view, BatcherStep step,
 								 int nrows);
 extern void batcher_failure_whole_passed(BatcherLaneView *view);
 
+/* probation.c */
+extern void batcher_probation_install(void);
+extern void batcher_probation_look(BatcherLaneView *view);
+extern void batcher_probation_begin(BatcherLaneView *view);
+extern void batcher_probation_end(BatcherLaneView *view);
+
 /* isolate.c */
 typedef struct BatcherIsolation BatcherIsolation;
 extern BatcherIsolation *batcher_isolation_new(BatcherLaneView *view,

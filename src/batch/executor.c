@@ -400,6 +400,7 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 	batcher_executor_phase = BATCHER_PHASE_PREPARING;
 	plan = get_plan(view, batch->nrows);
 	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
+	batcher_debug_point("executing");
 	memset(&options, 0, sizeof(options));
 	options.dest = CreateDestReceiver(DestNone);
 	result = SPI_execute_plan_extended(plan, &options);

@@ -375,6 +375,7 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 	pg_atomic_write_u32(&lane->flushing, batch->nrows);
 	view->report(view->queue, batch->nrows);
 	flushing_view = view;
+	batcher_probation_begin(view);
 	t.started = batcher_clock_now();
 	if (isolable && (batch->reason == BATCHER_REASON_RETRY ||
 					 view->passing >= view->def->options.max_attempts))
@@ -391,6 +392,7 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 				note_given_up(&t);
 		}
 	}
+	batcher_probation_end(view);
 	flushing_view = NULL;
 	pg_atomic_write_u32(&lane->flushing, 0);
 	return result;
@@ -398,11 +400,14 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 
 /* The worker ends: a flush that outlived its timeout has failed. */
 static void
-note_overtime(int code, Datum arg)
+note_end(int code, Datum arg)
 {
 	const char *message = "flush outlived its timeout, and its worker was ended";
 
-	if (flushing_view == NULL || !batcher_executor_overtime())
+	if (flushing_view == NULL)
+		return;
+	batcher_probation_end(flushing_view);
+	if (!batcher_executor_overtime())
 		return;
 	LWLockReleaseAll();
 	(void) batcher_failure_note(flushing_view, "57014", message);
@@ -416,7 +421,7 @@ note_overtime(int code, Datum arg)
 void
 batcher_flush_install(void)
 {
-	before_shmem_exit(note_overtime, (Datum) 0);
+	before_shmem_exit(note_end, (Datum) 0);
 }
 
 /*

@@ -96,6 +96,7 @@ init_root(void *place)
 		/* it is a bigint in the spool, and its low bits are the version */
 		batcher_shared->incarnation &= UINT64CONST(0x7FFFFFFFFFFF0000);
 	} while (batcher_shared->incarnation == 0);
+	batcher_shared->after_crash = true; /* until a file of a clean stop tells */
 
 	batcher_shared->area = place;
 	batcher_shared->area_size = area_size();
@@ -337,6 +338,8 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
 	pg_atomic_init_u32(&lane->probes_left, 0);
 	pg_atomic_init_u64(&lane->breaker_until, 0);
+	pg_atomic_init_u32(&lane->probation, BATCHER_PROBATION_UNKNOWN);
+	pg_atomic_init_u32(&lane->crashes, 0);
 	pg_atomic_init_u32(&lane->unsent, 0);
 	pg_atomic_init_u32(&queue->paused, 0);
 	pg_atomic_init_u64(&queue->defined_at, 0);

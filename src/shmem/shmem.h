@@ -128,6 +128,9 @@ typedef enum BatcherBreakerState
 	BATCHER_BREAKER_HALF_OPEN	/* small batches are tried */
 } BatcherBreakerState;
 
+/* Nobody has looked yet whether the queue is on probation. */
+#define BATCHER_PROBATION_UNKNOWN	PG_UINT32_MAX
+
 /* The last error of a queue, as the views show it. */
 #define BATCHER_ERROR_MAX	256
 
@@ -197,6 +200,10 @@ typedef struct BatcherSharedLane
 	pg_atomic_uint32 breaker;	/* a BatcherBreakerState */
 	pg_atomic_uint32 probes_left;	/* of a half-open breaker */
 	pg_atomic_uint64 breaker_until; /* TimestampTz */
+	pg_atomic_uint32 probation; /* flushes to come that leave a marker, or
+								 * BATCHER_PROBATION_UNKNOWN */
+	pg_atomic_uint32 crashes;	/* of the server, in a row, while the queue was
+								 * flushed */
 	pg_atomic_uint32 unsent;	/* messages of committed batches that are not
 								 * sent yet */
 } BatcherSharedLane;
@@ -314,12 +321,14 @@ typedef struct BatcherSharedAside
 /*
  * The root.  'lock' is the control lock; what it protects is said at each
  * struct.  Written once before any other process exists: 'incarnation',
- * 'area', 'area_base', 'area_size'.
+ * 'after_crash', 'area', 'area_base', 'area_size'.
  */
 typedef struct BatcherShared
 {
 	LWLock		lock;			/* tranche Batcher */
 	uint64		incarnation;	/* random, never 0; low 16 bits are 0 */
+	bool		after_crash;	/* the server has not been stopped cleanly
+								 * before this start */
 	void	   *area;			/* place of the DSA */
 	char	   *area_base;
 	Size		area_size;

@@ -152,7 +152,10 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 	batcher_executor_reset(view);
 	view->def = def;
 	if (old == NULL)
+	{
 		batcher_message_recover(view);
+		batcher_probation_look(view);
+	}
 	else if (strcmp(old->search_path, def->search_path) != 0 ||
 			 (old->flush_sql == NULL) != (def->flush_sql == NULL) ||
 			 (def->flush_sql && strcmp(old->flush_sql, def->flush_sql) != 0) ||

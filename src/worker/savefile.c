@@ -396,6 +396,7 @@ load_at_start(void)
 	{
 		/* before the first use, so that no failure can come between */
 		loaded_checkpoint = control.checkPoint;
+		batcher_shared->after_crash = false;
 		on_shmem_exit(save_after_failed_start, (Datum) 0);
 		batcher_savefile_restore(file, &end, size);
 	}

@@ -277,6 +277,7 @@ batcher_worker_main(Datum arg)
 	pqsignal(SIGTERM, handle_sigterm);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGINT, StatementCancelHandler);
+	batcher_probation_install();
 	BackgroundWorkerUnblockSignals();
 
 	my_slot = DatumGetInt32(arg);

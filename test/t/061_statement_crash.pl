@@ -1,0 +1,118 @@
+
+# A statement that crashes the server: after the recovery its queue is held by
+# its breaker, and the other queues go on.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use BatcherTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('statement_crash', "batcher.flush_interval = '10ms'");
+
+sql(
+	$node, q(
+CREATE TABLE done (queue text, id int);
+SELECT batch_create_queue('bad', $$INSERT INTO done SELECT 'bad', payload::int FROM batch$$,
+	options => '{"breaker_recovery": "10 ms"}');
+SELECT batch_create_queue('good', $$INSERT INTO done SELECT 'good', payload::int FROM batch$$);
+SELECT batch_create_queue('bad memory', $$INSERT INTO done SELECT 'bad memory', payload::int FROM batch$$,
+	options => '{"durable": false}');
+));
+
+sub breaker
+{
+	my ($queue) = @_;
+
+	return sql(
+		$node, qq(
+SELECT breaker_state, breaker_reason, next_flush_at
+FROM batcher.status WHERE queue = '$queue'));
+}
+
+sub markers
+{
+	my @markers = glob($node->data_dir . '/pg_stat/batcher.flushing.*');
+
+	return scalar @markers;
+}
+
+# A signal that the statement has caused convicts it at once.
+my $position = log_position($node);
+arm($node, 'executing=crash');
+sql($node, q(SELECT batch_enqueue('bad', '1')));
+wait_crash_over($node, $position);
+wait_sql($node, q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'bad'));
+is(breaker('bad'), 'open|the server crashed while its statement ran|infinity',
+	'the breaker is open, and does not close by itself');
+disarm($node);
+sql($node, q(SELECT batch_enqueue('good', '2')));
+wait_drained($node, 'good');
+is(sql($node, 'SELECT queue, id FROM done'), 'good|2', 'another queue goes on');
+is(sql($node, q(SELECT batch_flush('bad'))), '0', 'who asks for a flush is told');
+
+# A clean restart does not forget it.
+$node->restart;
+wait_sql($node, q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'bad'));
+is(markers(), 1, 'there is a marker');
+sql($node, q(SELECT batch_reset_breaker('bad')));
+wait_drained($node, 'bad');
+is(sql($node, q(SELECT id FROM done WHERE queue = 'bad')),
+	'1', 'the row is flushed when somebody says so');
+is(markers(), 0, 'the marker is gone');
+is(sql($node, q(SELECT breaker_state FROM batcher.status WHERE queue = 'bad')),
+	'closed', 'the breaker is closed');
+
+# A SIGKILL may have come from anybody: only the third in a row convicts.
+$position = log_position($node);
+arm($node, 'executing=kill');
+sql($node, q(SELECT batch_enqueue('bad', '3')));
+$node->wait_for_log(
+	qr/breaker of queue "bad" is open: the server crashed/, $position);
+wait_sql($node, q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'bad'));
+my $log = slurp_file($node->logfile, $position);
+my $killed = () = $log =~ /"batcher worker".* was terminated by signal 9/g;
+is($killed, 3, 'three workers were killed');
+disarm($node);
+
+# Other processes that are killed do not speak against a statement.
+sql($node, q(SELECT batch_reset_breaker('bad')));
+wait_drained($node, 'bad');
+foreach my $n (1 .. 4)
+{
+	arm($node, 'executing=wait');
+	sql($node, q(SELECT batch_enqueue('bad', '4')));
+	wait_point($node, 'executing');
+	disarm($node);
+	kill_process($node, sql($node, q(
+SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer')));
+	wait_drained($node, 'bad');
+}
+is(breaker('bad'), 'closed||', 'the death of others is not its fault');
+is(sql($node, q(SELECT count(*) FROM done WHERE id = 4)), '4', 'each row once');
+
+# A queue in memory only: its rows are gone with the memory.
+$position = log_position($node);
+arm($node, 'executing=crash');
+sql($node, q(SELECT batch_enqueue('bad memory', '5')));
+wait_crash_over($node, $position);
+wait_sql($node, q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'bad memory'));
+disarm($node);
+is(sql($node, q(SELECT pending FROM batcher.status WHERE queue = 'bad memory')),
+	'0', 'the row is lost');
+
+# Another statement is another matter, also to who has only changed it.
+sql($node, q(
+SELECT batch_alter_queue('bad memory', flush_sql => $$INSERT INTO done SELECT 'altered', payload::int FROM batch$$);
+SELECT batch_enqueue('bad memory', '6')));
+wait_drained($node, 'bad memory');
+is(sql($node, q(SELECT id FROM done WHERE queue = 'altered')), '6', 'it is tried');
+is(markers(), 0, 'no marker is left');
+
+$node->stop;
+done_testing();
