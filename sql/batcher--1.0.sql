@@ -51,34 +51,45 @@ CREATE TABLE batcher.queue_grant (
 COMMENT ON TABLE batcher.queue_grant IS
 'who may use a queue; change it by batch_grant and batch_revoke only';
 
--- One tuple holds rows of one transaction for one queue.  There is no index:
--- the worker knows where its tuples are.  A tuple fills at most one page,
--- unless a single row is larger; then its payload is stored out of line,
--- uncompressed.
+-- One tuple holds rows of one transaction for one queue: a single row in the
+-- first columns, several in arrays.  There is no index: the worker knows where
+-- its tuples are.  A tuple fills at most one page, unless a single row is
+-- larger; then its payload is stored out of line, uncompressed.  The order of
+-- the columns leaves no gaps in a tuple with a single row.
 CREATE TABLE batcher.spool (
     number bigint NOT NULL,
     home bigint NOT NULL,
     enqueued_at timestamptz NOT NULL,
     queue_id integer NOT NULL,
     lane integer NOT NULL,
+    ticket bigint,
+    priority integer,
+    attempts integer,
+    immediate boolean,
     enqueued_by text NOT NULL,
-    tickets bigint[] NOT NULL,
-    payloads jsonb[] NOT NULL,
+    payload jsonb,
+    key text,
+    topic text,
+    tickets bigint[],
+    payloads jsonb[],
     keys text[],
     topics text[],
     priorities integer[],
-    attempts integer[],
-    immediate boolean[]
+    attempts_each integer[],
+    immediate_each boolean[]
 ) WITH (toast_tuple_target = 8160);
 ALTER TABLE batcher.spool
-    ALTER enqueued_by SET STORAGE PLAIN,
+    ALTER enqueued_by SET STORAGE MAIN,
+    ALTER payload SET STORAGE EXTERNAL,
+    ALTER key SET STORAGE EXTERNAL,
+    ALTER topic SET STORAGE EXTERNAL,
     ALTER tickets SET STORAGE EXTERNAL,
     ALTER payloads SET STORAGE EXTERNAL,
     ALTER keys SET STORAGE EXTERNAL,
     ALTER topics SET STORAGE EXTERNAL,
     ALTER priorities SET STORAGE EXTERNAL,
-    ALTER attempts SET STORAGE EXTERNAL,
-    ALTER immediate SET STORAGE EXTERNAL,
+    ALTER attempts_each SET STORAGE EXTERNAL,
+    ALTER immediate_each SET STORAGE EXTERNAL,
     REPLICA IDENTITY NOTHING;
 COMMENT ON TABLE batcher.spool IS
 'rows of durable queues that wait to be flushed; see the view batcher.pending';

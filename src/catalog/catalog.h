@@ -158,8 +158,6 @@ extern void batcher_spool_write(Relation spool, int32 queue_id,
 								ItemPointer tid);
 extern bool batcher_spool_delete(Relation spool, ItemPointer tid,
 								 uint64 number, Buffer *pin);
-extern BatcherChunk *batcher_spool_read(Relation spool, HeapTuple tuple);
-extern uint64 batcher_spool_last_number(HeapTuple tuple, TupleDesc desc);
 extern BatcherChunk *batcher_spool_fetch(Relation spool, Snapshot snapshot,
 										 ItemPointer tid, uint64 number);
 extern int64 batcher_spool_delete_queue(int32 queue_id);
@@ -213,5 +211,17 @@ extern bool batcher_dead_exists(int32 queue_id, uint64 ticket);
 extern uint64 batcher_dead_delete(int32 queue_id, Datum tickets);
 extern BatcherDeadLetter *batcher_dead_take(int32 queue_id, Datum tickets,
 											int64 after, int max, int *n);
+
+/* spool_tuple.c */
+extern HeapTuple batcher_spool_form(TupleDesc desc, int32 queue_id,
+									const BatcherChunk *chunk,
+									BatcherRow *const *skip, int nskip,
+									uint64 home, const char *enqueued_by);
+extern uint64 batcher_spool_number(HeapTuple tuple, TupleDesc desc);
+extern int32 batcher_spool_queue_id(HeapTuple tuple, TupleDesc desc);
+extern void batcher_spool_entry(HeapTuple tuple, TupleDesc desc,
+								BatcherSpoolEntry *entry);
+extern BatcherChunk *batcher_spool_read(Relation spool, HeapTuple tuple);
+extern uint64 batcher_spool_last_number(HeapTuple tuple, TupleDesc desc);
 
 #endif							/* BATCHER_CATALOG_H */

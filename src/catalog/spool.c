@@ -2,12 +2,10 @@
  * spool.c
  *	  The spool: rows of durable queues as tuples of batcher.spool.
  *
- * A tuple holds what a chunk holds, in built-in types that any version can
- * read and pg_dump can carry: one array of tickets, of payloads and so on.
- * It bears the number of its chunk, and its 'home': the random number of the
- * shared memory, and of the state of the table, in which a chunk knows where
- * it is; 0 if no chunk does.  A tuple whose home is not the current one is
- * read back by a worker.
+ * What a tuple holds is in spool_tuple.c.  Its 'home' is the random number of
+ * the shared memory, and of the state of the table, in which a chunk knows
+ * where it is; 0 if no chunk does.  A tuple whose home is not the current one
+ * is read back by a worker.
  *
  * Written and deleted by calls of the heap itself: no index, no trigger, no
  * logical decoding (HEAP_INSERT_NO_LOGICAL), and the durability of a row is
@@ -19,37 +17,15 @@
 #include "postgres.h"
 
 #include "access/heapam.h"
-#include "access/htup_details.h"
+#include "access/heaptoast.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "base/compat.h"
 #include "catalog/catalog.h"
-#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "utils/acl.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
 #include "utils/snapmgr.h"
-
-/* Columns of batcher.spool. */
-enum
-{
-	COL_NUMBER = 1,
-	COL_HOME,
-	COL_ENQUEUED_AT,
-	COL_QUEUE_ID,
-	COL_LANE,
-	COL_ENQUEUED_BY,
-	COL_TICKETS,
-	COL_PAYLOADS,
-	COL_KEYS,
-	COL_TOPICS,
-	COL_PRIORITIES,
-	COL_ATTEMPTS,
-	COL_IMMEDIATE,
-	NUM_COLS = COL_IMMEDIATE
-};
 
 /*
  * Open the spool.  Producers and workers take RowExclusiveLock and keep it to
@@ -113,132 +89,49 @@ batcher_spool_new_version(BatcherSharedDatabase *db, Relation spool)
 										  (uint32) ((uint32) seen + 1));
 }
 
-/* An array of 'n' elements, some of which may be null. */
-static Datum
-make_array(Datum *elements, bool *nulls, int n, Oid type)
-{
-	int			lbound = 1;
-	int16		len = type == INT8OID ? 8 : type == INT4OID ? 4 :
-		type == BOOLOID ? 1 : -1;
-	char		align = type == INT8OID ? TYPALIGN_DOUBLE :
-		type == BOOLOID ? TYPALIGN_CHAR : TYPALIGN_INT;
-
-	return PointerGetDatum(construct_md_array(elements, nulls, 1, &n, &lbound,
-											  type, len, len > 0, align));
-}
-
-/* The rows of a chunk, column by column. */
-typedef struct RowColumns
-{
-	int			n;
-	bool		has_key;
-	bool		has_topic;
-	bool		has_priority;
-	bool		has_attempts;
-	bool		has_immediate;
-	Datum	   *tickets;
-	Datum	   *payloads;
-	Datum	   *keys;
-	bool	   *no_key;
-	Datum	   *topics;
-	bool	   *no_topic;
-	Datum	   *priorities;
-	Datum	   *attempts;
-	Datum	   *immediate;
-} RowColumns;
-
-static void
-collect_columns(RowColumns *c, const BatcherChunk *chunk,
-				BatcherRow *const *skip, int nskip)
-{
-	BatcherRow *row = batcher_chunk_first(chunk);
-	int			skipped = 0;
-	int			i;
-
-	memset(c, 0, sizeof(*c));
-	c->tickets = palloc(chunk->nrows * sizeof(Datum));
-	c->payloads = palloc(chunk->nrows * sizeof(Datum));
-	c->keys = palloc0(chunk->nrows * sizeof(Datum));
-	c->no_key = palloc(chunk->nrows * sizeof(bool));
-	c->topics = palloc0(chunk->nrows * sizeof(Datum));
-	c->no_topic = palloc(chunk->nrows * sizeof(bool));
-	c->priorities = palloc(chunk->nrows * sizeof(Datum));
-	c->attempts = palloc(chunk->nrows * sizeof(Datum));
-	c->immediate = palloc(chunk->nrows * sizeof(Datum));
-
-	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
-	{
-		BatcherRowParts parts;
-		int			n = c->n;
-
-		if (skipped < nskip && skip[skipped] == row)
-		{
-			skipped++;
-			continue;
-		}
-		if (row->flags & BATCHER_ROW_DONE)
-			continue;
-		batcher_row_read(chunk, row, &parts);
-		c->tickets[n] = Int64GetDatum(parts.ticket);
-		c->payloads[n] = PointerGetDatum(parts.payload);
-		c->keys[n] = PointerGetDatum(parts.key);
-		c->no_key[n] = parts.key == NULL;
-		c->topics[n] = PointerGetDatum(parts.topic);
-		c->no_topic[n] = parts.topic == NULL;
-		c->priorities[n] = Int32GetDatum(parts.priority);
-		c->attempts[n] = Int32GetDatum(parts.attempts);
-		c->immediate[n] = BoolGetDatum(parts.immediate);
-		c->has_key |= parts.key != NULL;
-		c->has_topic |= parts.topic != NULL;
-		c->has_priority |= parts.priority != 0;
-		c->has_attempts |= parts.attempts != 0;
-		c->has_immediate |= parts.immediate;
-		c->n++;
-	}
-}
+/*
+ * Who stores out of line has to have a snapshot.  A server with assertions
+ * demands it of whoever might.
+ */
+#ifdef USE_ASSERT_CHECKING
+#define WANTS_SNAPSHOT(tuple) true
+#else
+#define WANTS_SNAPSHOT(tuple) ((tuple)->t_len > TOAST_TUPLE_THRESHOLD)
+#endif
 
 /*
- * Store the rows of a chunk that are not settled, without the 'nskip' rows in
- * 'skip' (in the order of the chunk).  'home' is batcher_spool_home() or 0.
- * The place goes into 'tid'.  Allocates in the current context.
+ * Who stores out of line has to have a snapshot.  A server with assertions
+ * demands it of whoever might.
+ */
+#ifdef USE_ASSERT_CHECKING
+#define WANTS_SNAPSHOT(tuple) true
+#else
+#define WANTS_SNAPSHOT(tuple) ((tuple)->t_len > TOAST_TUPLE_THRESHOLD)
+#endif
+
+/*
+ * Store what batcher_spool_form makes of these arguments.  The place goes into
+ * 'tid'.  Allocates in the current context.
  */
 void
 batcher_spool_write(Relation spool, int32 queue_id, const BatcherChunk *chunk,
 					BatcherRow *const *skip, int nskip, uint64 home,
 					const char *enqueued_by, ItemPointer tid)
 {
-	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	RowColumns	c;
-	HeapTuple	tuple;
+	HeapTuple	tuple = batcher_spool_form(RelationGetDescr(spool), queue_id,
+										   chunk, skip, nskip, home,
+										   enqueued_by);
+	bool		pushed = false;
 
-	batcher_catalog_check_columns(RelationGetDescr(spool), NUM_COLS);
-	collect_columns(&c, chunk, skip, nskip);
-	Assert(c.n > 0);
-	memset(nulls, true, sizeof(nulls));
-	memset(nulls, false, NUM_COLS + 1);
-	values[COL_NUMBER] = Int64GetDatum(chunk->number);
-	values[COL_HOME] = Int64GetDatum(home);
-	values[COL_ENQUEUED_AT] = TimestampTzGetDatum(chunk->enqueued_at);
-	values[COL_QUEUE_ID] = Int32GetDatum(queue_id);
-	values[COL_LANE] = Int32GetDatum(0);
-	values[COL_ENQUEUED_BY] = CStringGetTextDatum(enqueued_by);
-	values[COL_TICKETS] = make_array(c.tickets, NULL, c.n, INT8OID);
-	values[COL_PAYLOADS] = make_array(c.payloads, NULL, c.n, JSONBOID);
-	if ((nulls[COL_KEYS] = !c.has_key) == false)
-		values[COL_KEYS] = make_array(c.keys, c.no_key, c.n, TEXTOID);
-	if ((nulls[COL_TOPICS] = !c.has_topic) == false)
-		values[COL_TOPICS] = make_array(c.topics, c.no_topic, c.n, TEXTOID);
-	if ((nulls[COL_PRIORITIES] = !c.has_priority) == false)
-		values[COL_PRIORITIES] = make_array(c.priorities, NULL, c.n, INT4OID);
-	if ((nulls[COL_ATTEMPTS] = !c.has_attempts) == false)
-		values[COL_ATTEMPTS] = make_array(c.attempts, NULL, c.n, INT4OID);
-	if ((nulls[COL_IMMEDIATE] = !c.has_immediate) == false)
-		values[COL_IMMEDIATE] = make_array(c.immediate, NULL, c.n, BOOLOID);
-
-	tuple = heap_form_tuple(RelationGetDescr(spool), values + 1, nulls + 1);
+	if (WANTS_SNAPSHOT(tuple) && !ActiveSnapshotSet())
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		pushed = true;
+	}
 	heap_insert(spool, tuple, GetCurrentCommandId(true),
 				HEAP_INSERT_NO_LOGICAL, NULL);
+	if (pushed)
+		PopActiveSnapshot();
 	*tid = tuple->t_self;
 }
 
@@ -251,15 +144,6 @@ batcher_spool_enqueuer(const BatcherChunk *chunk)
 	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
 		return batcher_private_chunk(chunk)->enqueued_by;
 	return GetUserNameFromId(chunk->enqueued_by, true);
-}
-
-/* The chunk number of a tuple. */
-static uint64
-tuple_number(HeapTuple tuple, TupleDesc desc)
-{
-	bool		isnull;
-
-	return DatumGetInt64(heap_getattr(tuple, COL_NUMBER, desc, &isnull));
 }
 
 /* Is the tuple of chunk 'number' at 'tid', on the page in 'buffer'? */
@@ -284,7 +168,7 @@ tuple_is_there(Relation spool, Buffer buffer, ItemPointer tid, uint64 number)
 			tuple.t_len = ItemIdGetLength(lp);
 			tuple.t_self = *tid;
 			tuple.t_tableOid = RelationGetRelid(spool);
-			there = tuple_number(&tuple, RelationGetDescr(spool)) == number;
+			there = batcher_spool_number(&tuple, RelationGetDescr(spool)) == number;
 		}
 	}
 	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
@@ -335,135 +219,16 @@ static void
 begin_reading(Relation spool, HeapTuple tuple)
 {
 	TupleDesc	desc = RelationGetDescr(spool);
-	bool		isnull;
 
-	reading.number = tuple_number(tuple, desc);
+	reading.number = batcher_spool_number(tuple, desc);
 	reading.tid = tuple->t_self;
-	reading.queue_id = DatumGetInt32(heap_getattr(tuple, COL_QUEUE_ID, desc,
-												  &isnull));
+	reading.queue_id = batcher_spool_queue_id(tuple, desc);
 }
 
 static void
 end_reading(void)
 {
 	reading.queue_id = 0;
-}
-
-/* The elements of an array column; a null column gives nulls. */
-static void
-read_array(Datum value, bool isnull, Oid type, int n, Datum **elements,
-		   bool **nulls)
-{
-	int			found;
-	ArrayType  *array;
-
-	if (isnull)
-	{
-		*elements = palloc0(n * sizeof(Datum));
-		*nulls = palloc(n * sizeof(bool));
-		memset(*nulls, true, n * sizeof(bool));
-		return;
-	}
-	array = DatumGetArrayTypeP(value);
-	deconstruct_array(array, type,
-					  type == INT8OID ? 8 : type == INT4OID ? 4 :
-					  type == BOOLOID ? 1 : -1,
-					  type == INT8OID || type == INT4OID || type == BOOLOID,
-					  type == INT8OID ? TYPALIGN_DOUBLE :
-					  type == BOOLOID ? TYPALIGN_CHAR : TYPALIGN_INT,
-					  elements, nulls, &found);
-	if (found != n)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a tuple of the spool has arrays of different lengths")));
-}
-
-static int
-count_elements(Datum value)
-{
-	ArrayType  *array = DatumGetArrayTypeP(value);
-	int			n = ARR_NDIM(array) == 1 ? ARR_DIMS(array)[0] : 0;
-
-	if ((Pointer) array != DatumGetPointer(value))
-		pfree(array);
-	return n;
-}
-
-/*
- * A tuple of the spool as a private chunk of the current context, with its
- * rows ready to be flushed.  An ERROR (XX001) if it cannot be read.
- */
-BatcherChunk *
-batcher_spool_read(Relation spool, HeapTuple tuple)
-{
-	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	Datum	   *column[NUM_COLS + 1];
-	bool	   *missing[NUM_COLS + 1];
-	static const Oid types[NUM_COLS + 1] = {
-		[COL_TICKETS] = INT8OID, [COL_PAYLOADS] = JSONBOID,
-		[COL_KEYS] = TEXTOID, [COL_TOPICS] = TEXTOID,
-		[COL_PRIORITIES] = INT4OID, [COL_ATTEMPTS] = INT4OID,
-		[COL_IMMEDIATE] = BOOLOID
-	};
-	BatcherRowParts *parts;
-	BatcherChunk *chunk;
-	BatcherRow *last = NULL;
-	Size		size = 0;
-	int			n;
-	int			i;
-
-	batcher_catalog_check_columns(RelationGetDescr(spool), NUM_COLS);
-	heap_deform_tuple(tuple, RelationGetDescr(spool), values + 1, nulls + 1);
-	n = count_elements(values[COL_TICKETS]);
-	if (n < 1 || n > PG_UINT16_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a tuple of the spool has %d rows", n)));
-	for (i = COL_TICKETS; i <= COL_IMMEDIATE; i++)
-		read_array(values[i], nulls[i], types[i], n, &column[i], &missing[i]);
-
-	parts = palloc0(n * sizeof(BatcherRowParts));
-	for (i = 0; i < n; i++)
-	{
-		if (missing[COL_TICKETS][i] || missing[COL_PAYLOADS][i])
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("a tuple of the spool has a row without payload")));
-		parts[i].ticket = DatumGetInt64(column[COL_TICKETS][i]);
-		parts[i].payload = PG_DETOAST_DATUM(column[COL_PAYLOADS][i]);
-		if (!missing[COL_KEYS][i])
-			parts[i].key = DatumGetTextPP(column[COL_KEYS][i]);
-		if (!missing[COL_TOPICS][i])
-			parts[i].topic = DatumGetTextPP(column[COL_TOPICS][i]);
-		if (!missing[COL_PRIORITIES][i])
-			parts[i].priority = DatumGetInt32(column[COL_PRIORITIES][i]);
-		if (!missing[COL_ATTEMPTS][i])
-			parts[i].attempts = DatumGetInt32(column[COL_ATTEMPTS][i]);
-		if (!missing[COL_IMMEDIATE][i])
-			parts[i].immediate = DatumGetBool(column[COL_IMMEDIATE][i]);
-		size += batcher_row_size(&parts[i]);
-	}
-
-	chunk = batcher_chunk_new(size, true);
-	chunk->flags |= BATCHER_CHUNK_SPILLED | BATCHER_CHUNK_DURABLE;
-	for (i = 0; i < n; i++)
-	{
-		last = batcher_chunk_add(chunk, last, &parts[i],
-								 batcher_row_size(&parts[i]));
-		if (last == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("a tuple of the spool has tickets out of order")));
-	}
-	chunk->number = DatumGetInt64(values[COL_NUMBER]);
-	chunk->enqueued_at = DatumGetTimestampTz(values[COL_ENQUEUED_AT]);
-	chunk->committed_at = chunk->enqueued_at;
-	chunk->tid = tuple->t_self;
-	batcher_private_chunk(chunk)->enqueued_by =
-		TextDatumGetCString(values[COL_ENQUEUED_BY]);
-	pg_atomic_write_u32(&chunk->state, BATCHER_CHUNK_COMMITTED);
-	return chunk;
 }
 
 /*
@@ -482,7 +247,7 @@ batcher_spool_fetch(Relation spool, Snapshot snapshot, ItemPointer tid,
 	tuple.t_self = *tid;
 	if (heap_fetch(spool, snapshot, &tuple, &buffer, false))
 	{
-		if (tuple_number(&tuple, RelationGetDescr(spool)) == number)
+		if (batcher_spool_number(&tuple, RelationGetDescr(spool)) == number)
 		{
 			begin_reading(spool, &tuple);
 			chunk = batcher_spool_read(spool, &tuple);
@@ -511,8 +276,6 @@ batcher_spool_scan(Relation spool, Snapshot snapshot,
 		Buffer		buffer = ((HeapScanDesc) scan)->rs_cbuf;
 		BatcherSpoolEntry entry;
 		bool		visible;
-		bool		isnull;
-		TupleDesc	desc = RelationGetDescr(spool);
 
 		CHECK_FOR_INTERRUPTS();
 		LockBuffer(buffer, BUFFER_LOCK_SHARE);
@@ -520,16 +283,9 @@ batcher_spool_scan(Relation spool, Snapshot snapshot,
 		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 		if (!visible)
 			continue;
-		entry.number = tuple_number(tuple, desc);
-		entry.home = DatumGetInt64(heap_getattr(tuple, COL_HOME, desc,
-												&isnull));
-		entry.queue_id = DatumGetInt32(heap_getattr(tuple, COL_QUEUE_ID, desc,
-													&isnull));
 		begin_reading(spool, tuple);
-		entry.nrows = count_elements(heap_getattr(tuple, COL_TICKETS, desc,
-												&isnull));
+		batcher_spool_entry(tuple, RelationGetDescr(spool), &entry);
 		end_reading();
-		entry.tid = tuple->t_self;
 		visit(tuple, &entry, arg);
 	}
 	table_endscan(scan);
@@ -586,25 +342,4 @@ int64
 batcher_spool_count_queue(int32 queue_id)
 {
 	return visit_rows_of_queue(queue_id, false);
-}
-
-/*
- * The greatest of the numbers in a tuple: its own and the tickets.
- */
-uint64
-batcher_spool_last_number(HeapTuple tuple, TupleDesc desc)
-{
-	uint64		last = tuple_number(tuple, desc);
-	bool		isnull;
-	Datum		tickets = heap_getattr(tuple, COL_TICKETS, desc, &isnull);
-	Datum	   *elements;
-	int			n;
-
-	if (isnull)
-		return last;
-	deconstruct_array(DatumGetArrayTypeP(tickets), INT8OID, 8, true,
-					  TYPALIGN_DOUBLE, &elements, NULL, &n);
-	while (n-- > 0)
-		last = Max(last, (uint64) DatumGetInt64(elements[n]));
-	return last;
 }

@@ -16,7 +16,6 @@
 #include "enqueue/staged.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 /* The name of the user that enqueued last, for the spool, and as of when. */
 static Oid	named_user = InvalidOid;
@@ -145,8 +144,6 @@ batcher_staged_write(StagedLane *lanes, StagedChunk *chunks, int nchunks,
 										  &version);
 	int			i;
 
-	/* whoever may store out of line has to have one */
-	PushActiveSnapshot(GetTransactionSnapshot());
 	for (i = 0; i < nchunks; i++)
 	{
 		StagedLane *lane = &lanes[chunks[i].lane];
@@ -177,6 +174,5 @@ batcher_staged_write(StagedLane *lanes, StagedChunk *chunks, int nchunks,
 			batcher_staged_release(lanes, &chunks[i]);
 		}
 	}
-	PopActiveSnapshot();
 	table_close(spool, NoLock);
 }

@@ -329,15 +329,15 @@ check_spool_is_there(void)
 						"batcher")));
 }
 
-/* Everything of the commit that may fail. */
+/*
+ * Everything of the commit that may fail.  Not in the current context, which a
+ * procedure that commits in a loop keeps.
+ */
 static void
 prepare_commit(void)
 {
 	BatcherSharedDatabase *db = batcher_catalog_database();
-	MemoryContext cxt = AllocSetContextCreate(TopTransactionContext,
-											  "batcher commit",
-											  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(cxt);
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	bool		durable = false;
 	int			i;
 
@@ -373,7 +373,6 @@ prepare_commit(void)
 		chunks[i].pushed = true;
 	}
 	MemoryContextSwitchTo(old);
-	MemoryContextDelete(cxt);
 	batcher_debug_point("pre-commit");
 }
 

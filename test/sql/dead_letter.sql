@@ -155,13 +155,15 @@ SELECT payload, sqlstate, message, detail, context FROM batcher.dead_letter WHER
 SELECT batch_pause('dl');
 SELECT batch_enqueue('dl', '21') > 0 AS has_ticket;
 SELECT batch_enqueue('dl', '22') > 0 AS has_ticket;
-UPDATE batcher.spool SET home = 0, tickets = CASE WHEN payloads = '{21}' THEN '{}' ELSE tickets END;
+SELECT batch_enqueue_many('dl', '{23,24}');
+UPDATE batcher.spool SET home = 0, ticket = CASE WHEN payload = '21' THEN NULL ELSE ticket END;
+UPDATE batcher.spool SET tickets = '{}' WHERE payloads = '{23,24}';
 SELECT batch_resume('dl');
 VACUUM FULL batcher.spool;
 SELECT batch_flush('dl', '10 s') IS NOT NULL AS flushed;
-SELECT n FROM dl_target WHERE n IN (21, 22);
+SELECT n FROM dl_target WHERE n BETWEEN 21 AND 24;
 SELECT payload, sqlstate, message, detail ~ '^The tuple was at \(\d+,\d+\) of the table batcher.spool.$' AS detail, attempts
-    FROM batcher.dead_letter WHERE payload IS NULL;
+    FROM batcher.dead_letter WHERE payload IS NULL ORDER BY message;
 SELECT batch_retry_dead('dl') AS readable_ones;
 
 -- Bad input.

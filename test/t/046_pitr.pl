@@ -46,7 +46,7 @@ SELECT batch_enqueue('volatile', '{}');
 
 # Note what waits at a point.
 my $counts = q(
-SELECT (SELECT coalesce(sum(cardinality(tickets)), 0) FROM batcher.spool) || ' ' ||
+SELECT (SELECT coalesce(sum(coalesce(cardinality(tickets), 1)), 0) FROM batcher.spool) || ' ' ||
 	(SELECT count(*) FROM collected));
 my %at;
 
