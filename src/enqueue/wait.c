@@ -358,6 +358,28 @@ fate_datum(BatcherFate fate)
 	return CStringGetTextDatum("unknown");
 }
 
+/*
+ * How the row with this ticket has ended, as far as it is known.  'queue': NULL
+ * if it is gone; 'settled': what was visible at the call does not wait any
+ * more.  A dead letter may have been put back into the queue, and is known to
+ * its table where memory has forgotten it.
+ */
+static BatcherFate
+find_fate(BatcherSharedQueue *queue, int32 queue_id, uint64 ticket,
+		  bool settled)
+{
+	BatcherFate fate = queue ? batcher_fate_find(queue, ticket) :
+		BATCHER_FATE_UNKNOWN;
+
+	if (fate == BATCHER_FATE_DEAD && !batcher_dead_exists(queue_id, ticket) &&
+		batcher_lane_may_have_ticket(&queue->lane, ticket))
+		return BATCHER_FATE_UNKNOWN;
+	if (fate == BATCHER_FATE_UNKNOWN && settled &&
+		batcher_dead_exists(queue_id, ticket))
+		return BATCHER_FATE_DEAD;
+	return fate;
+}
+
 PG_FUNCTION_INFO_V1(batcher_wait);
 
 /*
@@ -407,8 +429,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 		if (queue && (look || ms == 0) &&
 			!batcher_lane_may_have_ticket(&queue->lane, ticket))
 			settled = true;
-		if (queue)
-			fate = batcher_fate_find(queue, ticket);
+		fate = find_fate(queue, key.queue_id, ticket, settled);
 		if (fate != BATCHER_FATE_UNKNOWN || settled)
 			break;
 		if (ms == 0)

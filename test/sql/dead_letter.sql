@@ -46,7 +46,7 @@ SELECT batch_wait('dl', :ticket), batch_wait('dl', :ticket + 299), batch_wait('d
 -- which they were enqueued, and with their tickets.
 ALTER TABLE dl_target DROP CONSTRAINT dl_target_n_check;
 SELECT batch_retry_dead('dl', ARRAY[:ticket + 599, 0]);
-SELECT batch_wait('dl', :ticket + 599, '0');
+SELECT batch_wait('dl', :ticket + 599, '10 ms');
 SELECT batch_flush('dl');
 SELECT batch_wait('dl', :ticket + 599);
 SELECT ticket - :ticket AS ticket FROM batcher.dead_letter ORDER BY ticket;
