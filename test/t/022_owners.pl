@@ -147,8 +147,8 @@ is( sql(
 	"\n\n0", 'batch_pause() and batch_resume() leave queues of others alone');
 sql($node, q(GRANT INSERT ON log.of_bob TO alice;
 	SELECT batch_reset_breaker('trespass')));
-is(sql($node, "SELECT batch_flush('trespass')"),
-	'1', 'with the right it is flushed');
+is(sql($node, "SELECT batch_flush('trespass') IS NOT NULL"),
+	't', 'with the right it is flushed');
 is(sql($node, 'SELECT count(*) FROM log.of_bob'), '1', 'once');
 
 # --- renamed ---
