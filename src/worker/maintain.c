@@ -15,12 +15,15 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "base/compat.h"
+#include "base/debug.h"
 #include "batch/batch.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "worker/worker.h"
 
 /* Deletions after which a pass is worth it, under load and when idle. */
@@ -69,37 +72,78 @@ vacuum_spool(Oid spool_oid, bool cut)
 }
 
 /*
- * Vacuum the spool if that is worth it; 'idle': there is nothing else to do.
- * Outside of a transaction.  Errors are the caller's.
+ * Vacuum the spool if something that was deleted after 'since' can go; true if
+ * so.  In transactions of its own, with memory of 'cxt'.
  */
-void
+static bool
+try_vacuum(bool idle, TransactionId since, MemoryContext cxt)
+{
+	Oid			spool;
+	bool		useful;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	spool = batcher_catalog_find(false)->spool;
+	useful = is_useful(spool, since);
+	if (useful)
+	{
+		bool		cut = idle && is_unused(spool);
+
+		pgstat_report_activity(STATE_RUNNING, "batcher: vacuum of the spool");
+		/* what vacuum() is given has to outlive its transactions */
+		PortalContext = cxt;
+		MemoryContextSwitchTo(cxt);
+		batcher_debug_point("vacuum");
+		vacuum_spool(spool, cut);
+	}
+	CommitTransactionCommand();
+	return useful;
+}
+
+/*
+ * Vacuum the spool if that is worth it; 'idle': there is nothing else to do.
+ * True if it was tried: then the process may have waited, and a wake-up that
+ * came meanwhile is gone.  An error is logged, and the next try comes after as
+ * many deletions again.  Outside of a transaction.
+ */
+bool
 batcher_maintain_spool(bool idle)
 {
 	static TransactionId since = InvalidTransactionId;
 	uint64		deleted = batcher_claim_deleted(false);
 	MemoryContext cxt = CurrentMemoryContext;
-	Oid			spool;
+	volatile bool done = false;
 
 	if (deleted == 0)
-		return;
+		return false;
 	if (!TransactionIdIsValid(since))
 		since = ReadNextTransactionId();
 	if (deleted < (idle ? DELETED_IDLE : DELETED_BUSY))
-		return;
+		return false;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	spool = batcher_catalog_find(false)->spool;
-	if (is_useful(spool, since))
+	PG_TRY();
 	{
-		pgstat_report_activity(STATE_RUNNING, "batcher: vacuum of the spool");
-		/* what vacuum() is given has to outlive its transactions */
-		PortalContext = cxt;
+		done = try_vacuum(idle, since, cxt);
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
 		MemoryContextSwitchTo(cxt);
-		vacuum_spool(spool, idle && is_unused(spool));
+		disable_all_timeouts(false);
+		QueryCancelPending = false;
+		errcontext("vacuum of the spool");
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		RESUME_INTERRUPTS();
+		done = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(cxt);
+	if (done)
+	{
 		(void) batcher_claim_deleted(true);
 		since = InvalidTransactionId;
 	}
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cxt);
+	return done;
 }

@@ -222,7 +222,8 @@ sleep_until(TimestampTz deadline)
 	batcher_slot_report(my_slot, NULL, 0);
 	if (idle)
 	{
-		batcher_maintain_spool(true);
+		if (batcher_maintain_spool(true))
+			return;				/* somebody may have come meanwhile */
 		ms = IDLE_LONG_MS;
 	}
 	pgstat_report_stat(true);
@@ -313,7 +314,7 @@ batcher_worker_main(Datum arg)
 		busy = serve_lanes(false, &deadline);
 		if (busy)
 		{
-			batcher_maintain_spool(false);
+			(void) batcher_maintain_spool(false);
 			(void) pgstat_report_stat(false);
 		}
 		else

@@ -63,7 +63,7 @@ extern void batcher_slot_ask_to_leave(int slot, uint64 generation);
 extern void batcher_slot_signal(int slot, uint64 generation, int signo);
 
 /* maintain.c */
-extern void batcher_maintain_spool(bool idle);
+extern bool batcher_maintain_spool(bool idle);
 
 /* aside.c: commands that need a database to themselves */
 extern void batcher_aside_install(void);
