@@ -91,6 +91,18 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 }
 
 /*
+ * Raise the error (42704) for a name, of 'len' bytes, that no queue has.
+ */
+void
+batcher_definition_missing(const char *name, int len)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("queue \"%s\" does not exist",
+					batcher_option_clip(name, len))));
+}
+
+/*
  * The definition of the queue with this name, in the current context; NULL if
  * there is none.
  */
@@ -160,9 +172,7 @@ batcher_definition_managed(const char *name)
 	BatcherQueueDef *def = batcher_definition_by_name(name);
 
 	if (def == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name)));
+		batcher_definition_missing(name, strlen(name));
 	if (!batcher_definition_may_manage(def))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
