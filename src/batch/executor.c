@@ -45,6 +45,7 @@
 
 #define SIZE_CLASSES	4
 #define OVERTIME		10000	/* ms after flush_timeout */
+#define STATEMENT_MAX	(16 * 1024 * 1024)	/* bytes */
 
 struct BatcherExecutor
 {
@@ -165,13 +166,25 @@ restore_identity(const Identity *before)
 	SetUserIdAndSecContext(before->user, before->context);
 }
 
-/* Refuse what is not one statement that reads and writes rows. */
+/*
+ * Refuse what is not one statement that reads and writes rows, and what is so
+ * long that the parser might want more memory for one of its pieces than can
+ * be had, which is an internal error.
+ */
 static void
 check_statement_kind(const char *sql)
 {
-	List	   *parsed = raw_parser(sql, RAW_PARSE_DEFAULT);
+	List	   *parsed;
 	Node	   *statement;
 
+	if (strlen(sql) > STATEMENT_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("flush statement of %zu bytes is too long",
+						strlen(sql)),
+				 errdetail("A statement has at most %d bytes.",
+						   STATEMENT_MAX)));
+	parsed = raw_parser(sql, RAW_PARSE_DEFAULT);
 	if (parsed == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),

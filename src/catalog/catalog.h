@@ -89,6 +89,7 @@ extern void batcher_number_refill_early(BatcherSharedDatabase *db);
 extern void batcher_number_renew(BatcherSharedDatabase *db, uint64 upto);
 
 /* definition.c */
+extern void batcher_definition_missing(const char *name, int len);
 extern BatcherQueueDef *batcher_definition_by_name(const char *name);
 extern List *batcher_definition_list(void);
 extern bool batcher_definition_may(const BatcherQueueDef *def,

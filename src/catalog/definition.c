@@ -103,6 +103,18 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 }
 
 /*
+ * Raise the error (42704) for a name, of 'len' bytes, that no queue has.
+ */
+void
+batcher_definition_missing(const char *name, int len)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("queue \"%s\" does not exist",
+					batcher_option_clip(name, len))));
+}
+
+/*
  * The definition of the queue with this name, in the current context; NULL if
  * there is none.
  */
@@ -170,9 +182,7 @@ batcher_definition_allowed(const char *name, BatcherPrivilege privilege)
 	BatcherQueueDef *def = batcher_definition_by_name(name);
 
 	if (def == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name)));
+		batcher_definition_missing(name, strlen(name));
 	if (!batcher_definition_may(def, privilege))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

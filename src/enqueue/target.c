@@ -57,9 +57,7 @@ load_target(const char *name, uint64 generation)
 		last_target = NULL;
 		if (targets)
 			(void) hash_search(targets, name, HASH_REMOVE, NULL);
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name)));
+		batcher_definition_missing(name, strlen(name));
 	}
 	queue = batcher_definition_shared(def);
 	if (targets == NULL)
@@ -118,9 +116,7 @@ batcher_target_find(const char *name, int len)
 	char		key[NAMEDATALEN];
 
 	if (len >= NAMEDATALEN || len < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%.*s\" does not exist", len, name)));
+		batcher_definition_missing(name, len);
 
 	for (;;)
 	{

@@ -130,7 +130,8 @@ check_name(const char *name)
 	if (strlen(name) > BATCHER_NAME_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_NAME_TOO_LONG),
-				 errmsg("queue name \"%s\" is too long", name),
+				 errmsg("queue name \"%s\" is too long",
+						batcher_option_clip(name, strlen(name))),
 				 errdetail("A name has at most %d bytes.", BATCHER_NAME_MAX)));
 }
 

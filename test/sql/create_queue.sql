@@ -72,6 +72,13 @@ SELECT batch_create_queue('bad', 'EXPLAIN SELECT * FROM batch');
 SELECT batch_create_queue('bad', 'DO ''BEGIN END''');
 SELECT batch_create_queue('bad', 'CALL nothing()');
 
+-- Longer than may be, and a message shows no more of a name than one reads.
+SELECT batch_create_queue('bad', 'SELECT FROM batch' || repeat(' ', 16777200));
+\echo :SQLSTATE
+SELECT batch_create_queue(repeat('q', 100000));
+SELECT batch_pause(repeat('q', 100000));
+SELECT batch_enqueue(repeat('q', 100000), '1');
+
 -- Temporary tables are those of one session.
 CREATE TEMP TABLE cq_temp (n int);
 SELECT batch_create_queue('bad', 'INSERT INTO cq_temp SELECT 1 FROM batch');
