@@ -7,7 +7,8 @@
  * flushed for breaker_recovery, and rows gather.  Then it is half open: small
  * batches are tried; breaker_probes of them close it, and a failed one opens
  * it again.  Its state is in shared memory, so that everybody can see it, and
- * is changed by the worker that owns the lane, and by batch_reset_breaker().
+ * is changed by the worker that owns the lane, and by who closes it by hand
+ * (batcher_lane_reset_breaker).
  */
 #include "postgres.h"
 
@@ -117,18 +118,4 @@ batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
 		batcher_breaker_open(view, reason);
 		pfree(reason);
 	}
-}
-
-/*
- * Close the breaker of a queue and try again at once.  Whoever may manage it,
- * and the worker when the definition has changed.
- */
-void
-batcher_breaker_reset(BatcherSharedQueue *queue)
-{
-	BatcherSharedLane *lane = &queue->lane;
-
-	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
-	pg_atomic_write_u32(&lane->failures, 0);
-	pg_atomic_write_u64(&lane->retry_at, 0);
 }

@@ -166,11 +166,6 @@ try_rows(BatcherIsolation *iso, int first, int n, bool failed)
 	int			i;
 
 	CHECK_FOR_INTERRUPTS();
-	if (n == 1)
-	{
-		batcher_failure_step(iso->view, BATCHER_STEP_SINGLE, 1);
-		batcher_count(iso->view->queue, BATCHER_ROWS_TRIED_ALONE, 1);
-	}
 	if (!failed)
 	{
 		if (is_over(iso))
@@ -187,6 +182,11 @@ try_rows(BatcherIsolation *iso, int first, int n, bool failed)
 		}
 		if (piece.nrows == 0)
 			return;
+		if (piece.nrows == 1)
+		{
+			batcher_failure_step(iso->view, BATCHER_STEP_SINGLE, 1);
+			batcher_count(iso->view->queue, BATCHER_ROWS_TRIED_ALONE, 1);
+		}
 		error = try_piece(iso, &piece, &fault);
 		if (error == NULL)
 		{

@@ -141,6 +141,7 @@ extern uint64 batcher_change_local; /* grows when this transaction's view of
 									 * the definitions changes */
 extern void batcher_change_freeze(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
+extern void batcher_change_note_altered(BatcherSharedQueue *queue);
 extern void batcher_change_note_dropped(BatcherSharedQueue *queue);
 extern void batcher_change_install(void);
 

@@ -36,6 +36,7 @@ uint64		batcher_change_local = 0;
 typedef enum ChangeKind
 {
 	CHANGE_CREATED,				/* the entry goes if rolled back */
+	CHANGE_ALTERED,				/* the breaker closes if committed */
 	CHANGE_FROZEN,				/* the lane thaws, unless dropped */
 	CHANGE_DROPPED,				/* the entry may go if committed */
 	CHANGE_EXTENSION_CREATED,	/* nobody else has the database's entry yet */
@@ -122,6 +123,15 @@ batcher_change_note_created(BatcherSharedQueue *queue)
 }
 
 /*
+ * This transaction changes a queue, so that it is worth trying it again.
+ */
+void
+batcher_change_note_altered(BatcherSharedQueue *queue)
+{
+	add_change(CHANGE_ALTERED, queue, NULL);
+}
+
+/*
  * This transaction drops a queue.  The caller has frozen its lane and has
  * waited for everybody who used it.
  */
@@ -153,7 +163,8 @@ forget_freezes(Change *change, BatcherSharedQueue *queue)
 {
 	for (; change; change = change->next)
 	{
-		if (change->kind == CHANGE_FROZEN && change->queue == queue)
+		if ((change->kind == CHANGE_FROZEN ||
+			 change->kind == CHANGE_ALTERED) && change->queue == queue)
 			change->queue = NULL;
 	}
 }
@@ -187,6 +198,10 @@ end_changes(bool commit, int level)
 					pg_write_barrier();
 					pg_atomic_write_u32(&queue->dropped, 1);
 				}
+				break;
+			case CHANGE_ALTERED:
+				if (commit && queue)
+					batcher_lane_reset_breaker(&queue->lane);
 				break;
 			case CHANGE_FROZEN:
 				if (queue)

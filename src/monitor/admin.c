@@ -262,6 +262,8 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 		batcher_executor_check(def);
 	}
 	batcher_definition_update(def);
+	if (batcher_shared)
+		batcher_change_note_altered(batcher_definition_shared(def));
 	PG_RETURN_VOID();
 }
 

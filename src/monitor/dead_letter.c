@@ -9,7 +9,6 @@
  */
 #include "postgres.h"
 
-#include "batch/batch.h"
 #include "catalog/pg_type.h"
 #include "enqueue/enqueue.h"
 #include "funcapi.h"
@@ -195,7 +194,7 @@ batcher_reset_breaker(PG_FUNCTION_ARGS)
 	batcher_shmem_require();
 	PreventCommandDuringRecovery("batch_reset_breaker()");
 	queue = batcher_definition_shared(managed_queue(fcinfo));
-	batcher_breaker_reset(queue);
+	batcher_lane_reset_breaker(&queue->lane);
 	batcher_lane_wake(queue);
 	PG_RETURN_VOID();
 }

@@ -340,6 +340,18 @@ batcher_lane_may_have_ticket(BatcherSharedLane *lane, uint64 ticket)
 }
 
 /*
+ * Close the breaker of the lane's queue and forget its failures, so that it is
+ * tried again at once.  Also in commit callbacks.
+ */
+void
+batcher_lane_reset_breaker(BatcherSharedLane *lane)
+{
+	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
+	pg_atomic_write_u32(&lane->failures, 0);
+	pg_atomic_write_u64(&lane->retry_at, 0);
+}
+
+/*
  * Whether the breaker of the lane's queue keeps it from being flushed now.
  */
 bool

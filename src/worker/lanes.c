@@ -162,7 +162,7 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 			 VARSIZE(old->given) != VARSIZE(def->given) ||
 			 memcmp(old->given, def->given, VARSIZE(def->given)) != 0)
 	{
-		batcher_breaker_reset(view->queue);
+		batcher_lane_reset_breaker(&view->queue->lane);
 		view->forced_upto = 0;
 	}
 }

@@ -45,9 +45,19 @@ SELECT count(*), count(DISTINCT n), min(n), max(n) FROM me_target;
 SELECT count(*) AS out_of_order FROM (SELECT n < lag(n) OVER (ORDER BY ctid) AS back FROM me_target) t WHERE back;
 SELECT pending, spilled FROM batcher.status WHERE queue = 'me spill';
 SELECT count(*) FROM batcher.spool;
--- Afterwards rows stay in memory again.
-SELECT batch_reset_stats('me spill');
-SELECT batch_enqueue('me spill', '{"n": 501}') > 0 AS has_ticket;
+-- Afterwards rows stay in memory again, as soon as the worker has seen that
+-- the spool is empty.
+DO $$
+BEGIN
+    FOR i IN 1..3000 LOOP
+        PERFORM batch_reset_stats('me spill');
+        PERFORM batch_enqueue('me spill', '{"n": 501}');
+        COMMIT;
+        EXIT WHEN (SELECT rows_spilled = 0 FROM batcher.stat_queue WHERE queue = 'me spill');
+        PERFORM batch_purge('me spill');
+        COMMIT;
+    END LOOP;
+END $$;
 SELECT rows_enqueued, rows_spilled FROM batcher.stat_queue WHERE queue = 'me spill';
 SELECT batch_flush('me spill');
 -- Purged and dropped while spilled.
