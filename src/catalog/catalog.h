@@ -164,6 +164,7 @@ extern BatcherChunk *batcher_spool_fetch(Relation spool, Snapshot snapshot,
 										 ItemPointer tid, uint64 number);
 extern int64 batcher_spool_delete_queue(int32 queue_id);
 extern int64 batcher_spool_count_queue(int32 queue_id);
+extern bool batcher_spool_find_ticket(int32 queue_id, uint64 ticket);
 
 /* What a scan of the spool tells of each tuple, before it is read. */
 typedef struct BatcherSpoolEntry
@@ -225,5 +226,7 @@ extern void batcher_spool_entry(HeapTuple tuple, TupleDesc desc,
 								BatcherSpoolEntry *entry);
 extern BatcherChunk *batcher_spool_read(Relation spool, HeapTuple tuple);
 extern uint64 batcher_spool_last_number(HeapTuple tuple, TupleDesc desc);
+extern bool batcher_spool_has_ticket(HeapTuple tuple, TupleDesc desc,
+									 uint64 ticket);
 
 #endif							/* BATCHER_CATALOG_H */

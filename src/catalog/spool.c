@@ -343,3 +343,45 @@ batcher_spool_count_queue(int32 queue_id)
 {
 	return visit_rows_of_queue(queue_id, false);
 }
+
+typedef struct TicketVisit
+{
+	TupleDesc	desc;
+	int32		queue_id;
+	uint64		ticket;
+	bool		found;
+	MemoryContext cxt;			/* reset after each tuple */
+} TicketVisit;
+
+static void
+visit_ticket(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
+{
+	TicketVisit *visit = arg;
+	MemoryContext old;
+
+	if (visit->found || entry->queue_id != visit->queue_id)
+		return;
+	old = MemoryContextSwitchTo(visit->cxt);
+	visit->found = batcher_spool_has_ticket(tuple, visit->desc, visit->ticket);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(visit->cxt);
+}
+
+/*
+ * Whether a committed row with this ticket waits in the spool now.
+ */
+bool
+batcher_spool_find_ticket(int32 queue_id, uint64 ticket)
+{
+	Relation	spool = batcher_spool_open(AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TicketVisit visit = {RelationGetDescr(spool), queue_id, ticket, false, NULL};
+
+	visit.cxt = AllocSetContextCreate(CurrentMemoryContext, "batcher tickets",
+									  ALLOCSET_DEFAULT_SIZES);
+	batcher_spool_scan(spool, snapshot, visit_ticket, &visit);
+	MemoryContextDelete(visit.cxt);
+	UnregisterSnapshot(snapshot);
+	table_close(spool, AccessShareLock);
+	return visit.found;
+}

@@ -374,6 +374,25 @@ batcher_spool_entry(HeapTuple tuple, TupleDesc desc, BatcherSpoolEntry *entry)
 	entry->tid = tuple->t_self;
 }
 
+/* The tickets of a tuple; returns how many rows it has. */
+static int
+read_tickets(HeapTuple tuple, TupleDesc desc, Datum **tickets, bool **missing)
+{
+	int			n = count_rows(tuple, desc);
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, COL_TICKETS, desc, &isnull);
+
+	if (!isnull)
+	{
+		read_array(value, PART_TICKET, n, tickets, missing);
+		return n;
+	}
+	*tickets = palloc_object(Datum);
+	*missing = palloc_object(bool);
+	**tickets = heap_getattr(tuple, COL_TICKET, desc, *missing);
+	return 1;
+}
+
 /*
  * The greatest of the numbers in a tuple: its own and the tickets.
  */
@@ -381,20 +400,32 @@ uint64
 batcher_spool_last_number(HeapTuple tuple, TupleDesc desc)
 {
 	uint64		last = batcher_spool_number(tuple, desc);
-	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	Datum	   *tickets = &values[COL_TICKET];
-	bool	   *missing = &nulls[COL_TICKET];
-	int			n = count_rows(tuple, desc);
+	Datum	   *tickets;
+	bool	   *missing;
+	int			n = read_tickets(tuple, desc, &tickets, &missing);
 
-	batcher_catalog_check_columns(desc, NUM_COLS);
-	heap_deform_tuple(tuple, desc, values + 1, nulls + 1);
-	if (!nulls[COL_TICKETS])
-		read_array(values[COL_TICKETS], PART_TICKET, n, &tickets, &missing);
 	while (n-- > 0)
 	{
 		if (!missing[n])
 			last = Max(last, (uint64) DatumGetInt64(tickets[n]));
 	}
 	return last;
+}
+
+/*
+ * Whether a tuple has a row with this ticket.
+ */
+bool
+batcher_spool_has_ticket(HeapTuple tuple, TupleDesc desc, uint64 ticket)
+{
+	Datum	   *tickets;
+	bool	   *missing;
+	int			n = read_tickets(tuple, desc, &tickets, &missing);
+
+	while (n-- > 0)
+	{
+		if (!missing[n] && (uint64) DatumGetInt64(tickets[n]) == ticket)
+			return true;
+	}
+	return false;
 }

@@ -46,6 +46,6 @@ extern void batcher_staging_install(void);
 extern void batcher_room_wait(BatcherTarget *target, Size size);
 
 /* wait.c */
-extern bool batcher_wait_is_blocked_by_us(BatcherSharedQueue *queue);
+extern bool batcher_wait_is_blocked_by_us(BatcherQueueKey key);
 
 #endif							/* BATCHER_ENQUEUE_H */

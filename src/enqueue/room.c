@@ -99,7 +99,7 @@ batcher_room_wait(BatcherTarget *target, Size size)
 		batcher_lane_wake(target->queue);
 		if (ConditionVariableTimedSleep(&batcher_shared->room_cv,
 										Min(ms, DeadlockTimeout), wait_event) &&
-			batcher_wait_is_blocked_by_us(target->queue))
+			batcher_wait_is_blocked_by_us(target->queue->key))
 		{
 			ConditionVariableCancelSleep();
 			ereport(ERROR,

@@ -143,8 +143,12 @@ batcher_target_find(const char *name, int len)
 			target = load_target(key, generation);
 		}
 
-		/* see change.c for why the generation is looked at twice */
-		if (unlikely(pg_atomic_read_u32(&target->queue->lane.frozen) != 0))
+		/*
+		 * See change.c for why the generation is looked at twice.  Who drops a
+		 * queue waits for those who have staged rows in it, so they go on.
+		 */
+		if (unlikely(pg_atomic_read_u32(&target->queue->lane.frozen) != 0) &&
+			!batcher_staging_has_queue(target->queue))
 		{
 			if (!had_lock)
 				batcher_staging_unlock_spool();

@@ -27,19 +27,46 @@
 /* How far a chain of blockers is followed. */
 #define MAX_BLOCKERS	256
 
-/* The worker that owns a lane, or 0. */
-static int
-owner_pid(BatcherSharedQueue *queue)
+/* What can be seen of a lane, copied while its queue cannot go. */
+typedef struct LaneNow
 {
-	uint32		owner;
-	int			pid = 0;
+	bool		there;			/* or the queue is gone, and all is zero */
+	bool		empty;
+	bool		spilled;
+	bool		frozen;
+	bool		flushing;
+	uint64		settled;
+	uint64		nflushed;
+	uint64		npurged;
+	int			owner_pid;		/* 0: none */
+} LaneNow;
+
+static LaneNow
+look_at_lane(BatcherQueueKey key)
+{
+	LaneNow		now = {0};
+	BatcherSharedQueue *queue;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
-	owner = pg_atomic_read_u32(&queue->lane.owner);
-	if (owner != 0)
-		pid = batcher_shared->workers[owner - 1].pid;
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
+	{
+		BatcherSharedLane *lane = &queue->lane;
+		uint32		owner = pg_atomic_read_u32(&lane->owner);
+
+		now.there = true;
+		now.empty = batcher_lane_empty(lane);
+		now.spilled = batcher_lane_spilled(lane);
+		now.frozen = pg_atomic_read_u32(&lane->frozen) != 0;
+		now.flushing = pg_atomic_read_u32(&lane->flushing) != 0;
+		now.settled = pg_atomic_read_u64(&lane->settled);
+		now.nflushed = pg_atomic_read_u64(&lane->nflushed);
+		now.npurged = pg_atomic_read_u64(&lane->npurged);
+		if (owner != 0)
+			now.owner_pid = batcher_shared->workers[owner - 1].pid;
+	}
 	LWLockRelease(&batcher_shared->lock);
-	return pid;
+	return now;
 }
 
 /* The processes that block 'pid', added to 'pids'; returns how many there are. */
@@ -72,17 +99,17 @@ add_blockers(int pid, int *pids, int n)
  * this session holds.
  */
 bool
-batcher_wait_is_blocked_by_us(BatcherSharedQueue *queue)
+batcher_wait_is_blocked_by_us(BatcherQueueKey key)
 {
+	LaneNow		now = look_at_lane(key);
 	int			pids[MAX_BLOCKERS];
 	int			n = 1;
 	int			i;
 
 	/* who is about to drop the queue waits for the lock that we hold */
-	if (pg_atomic_read_u32(&queue->lane.frozen) != 0 &&
-		batcher_staging_active())
+	if (now.frozen && batcher_staging_active())
 		return true;
-	pids[0] = owner_pid(queue);
+	pids[0] = now.owner_pid;
 	if (pids[0] == 0)
 		return false;
 	for (i = 0; i < n; i++)
@@ -130,20 +157,35 @@ raise_to(pg_atomic_uint64 *atomic, uint64 value)
 		;
 }
 
-typedef enum WaitResult
+/*
+ * Ask for a flush, or a purge, of what has a number below 'upto', unless the
+ * queue is gone or holds no row.  False if so; otherwise 'before' is how the
+ * lane was.
+ */
+static bool
+ask_worker(BatcherQueueKey key, bool purge, uint64 upto, LaneNow *before)
 {
-	WAIT_SETTLED,
-	WAIT_TIMEOUT
-} WaitResult;
+	BatcherSharedQueue *queue;
+
+	*before = look_at_lane(key);
+	if (!before->there || before->empty)
+		return false;
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
+		raise_to(purge ? &queue->lane.purge_upto : &queue->lane.flush_upto,
+				 upto);
+	LWLockRelease(&batcher_shared->lock);
+	if (queue)
+		batcher_lane_wake(queue);	/* at worst another one */
+	return queue != NULL;
+}
 
 /* Is everything below 'upto' settled, or the queue gone? */
 static bool
-is_settled(BatcherQueueKey key, uint64 upto)
+is_settled(const LaneNow *now, uint64 upto)
 {
-	BatcherSharedQueue *queue = batcher_shmem_queue(key);
-
-	return queue == NULL || batcher_lane_empty(&queue->lane) ||
-		pg_atomic_read_u64(&queue->lane.settled) >= upto;
+	return !now->there || now->empty || now->settled >= upto;
 }
 
 /*
@@ -151,10 +193,9 @@ is_settled(BatcherQueueKey key, uint64 upto)
  * flush waits for it.
  */
 static bool
-sleep_for_worker(BatcherQueueKey key, long ms)
+sleep_for_worker(BatcherQueueKey key, const char *name, long ms)
 {
 	static uint32 wait_event = 0;
-	BatcherSharedQueue *queue;
 
 	if (wait_event == 0)
 		wait_event = batcher_wait_event("BatcherSettled");
@@ -163,13 +204,9 @@ sleep_for_worker(BatcherQueueKey key, long ms)
 	if (!ConditionVariableTimedSleep(batcher_settled_cv(key.queue_id), ms,
 									 wait_event))
 		return false;
-	queue = batcher_shmem_queue(key);
-	if (queue && batcher_wait_is_blocked_by_us(queue))
+	if (batcher_wait_is_blocked_by_us(key))
 	{
-		char		name[NAMEDATALEN];
-
 		ConditionVariableCancelSleep();
-		strlcpy(name, queue->name, sizeof(name));
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
 				 errmsg("deadlock detected"),
@@ -179,29 +216,30 @@ sleep_for_worker(BatcherQueueKey key, long ms)
 	return true;
 }
 
-/* Wait until everything below 'upto' is settled. */
-static WaitResult
-wait_until_settled(BatcherQueueKey key, uint64 upto, TimestampTz end)
+/*
+ * Wait until everything below 'upto' is settled; false if 'end' came before.
+ * 'now' is how the lane is then.
+ */
+static bool
+wait_until_settled(BatcherQueueKey key, const char *name, uint64 upto,
+				   TimestampTz end, LaneNow *now)
 {
-	WaitResult	result = WAIT_TIMEOUT;
+	bool		settled;
 
 	ConditionVariablePrepareToSleep(batcher_settled_cv(key.queue_id));
 	for (;;)
 	{
 		long		ms;
 
-		if (is_settled(key, upto))
-		{
-			result = WAIT_SETTLED;
-			break;
-		}
+		*now = look_at_lane(key);
+		settled = is_settled(now, upto);
 		ms = batcher_clock_ms_until(end, batcher_clock_now());
-		if (ms == 0)
+		if (settled || ms == 0)
 			break;
-		(void) sleep_for_worker(key, ms);
+		(void) sleep_for_worker(key, name, ms);
 	}
 	ConditionVariableCancelSleep();
-	return result;
+	return settled;
 }
 
 /* The queue of argument 0, which the current user may manage. */
@@ -217,19 +255,8 @@ typedef struct FlushRequest
 {
 	BatcherQueueKey key;
 	const char *name;
-	uint64		before;			/* lane.nflushed when the call began */
+	LaneNow		before;			/* how it was when the call began */
 } FlushRequest;
-
-/* Rows flushed since the request was made. */
-static int64
-flushed_since(const FlushRequest *request)
-{
-	BatcherSharedQueue *queue = batcher_shmem_queue(request->key);
-
-	if (queue == NULL)
-		return 0;
-	return pg_atomic_read_u64(&queue->lane.nflushed) - request->before;
-}
 
 PG_FUNCTION_INFO_V1(batcher_flush);
 
@@ -283,26 +310,22 @@ batcher_flush(PG_FUNCTION_ARGS)
 		}
 		request->key = queue->key;
 		request->name = def->name;
-		request->before = pg_atomic_read_u64(&queue->lane.nflushed);
-		if (batcher_lane_empty(&queue->lane))
-			continue;
-		raise_to(&queue->lane.flush_upto, upto);
-		batcher_lane_wake(queue);
-		nrequests++;
+		if (ask_worker(request->key, false, upto, &request->before))
+			nrequests++;
 	}
 	for (i = 0; i < nrequests; i++)
 	{
-		if (wait_until_settled(requests[i].key, upto, end) == WAIT_TIMEOUT)
-		{
-			BatcherSharedQueue *queue = batcher_shmem_queue(requests[i].key);
+		FlushRequest *request = &requests[i];
+		LaneNow		now;
 
+		if (!wait_until_settled(request->key, request->name, upto, end, &now))
 			ereport(WARNING,
 					(errmsg("queue \"%s\" was not flushed in time",
-							requests[i].name),
-					 queue && owner_pid(queue) == 0 ?
+							request->name),
+					 now.owner_pid == 0 ?
 					 errdetail("No worker serves the queue; the server's log may tell why.") : 0));
-		}
-		flushed += flushed_since(&requests[i]);
+		if (now.there)
+			flushed += now.nflushed - request->before.nflushed;
 	}
 	PG_RETURN_INT64(flushed);
 }
@@ -316,9 +339,10 @@ PG_FUNCTION_INFO_V1(batcher_purge);
 Datum
 batcher_purge(PG_FUNCTION_ARGS)
 {
-	BatcherSharedQueue *queue;
+	BatcherQueueDef *def;
 	BatcherQueueKey key;
-	uint64		before;
+	LaneNow		before;
+	LaneNow		now;
 	uint64		upto;
 
 	batcher_shmem_require();
@@ -328,17 +352,13 @@ batcher_purge(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("queue must not be null")));
-	queue = batcher_definition_shared(managed_queue(fcinfo));
-	key = queue->key;
-	before = pg_atomic_read_u64(&queue->lane.npurged);
-	if (batcher_lane_empty(&queue->lane))
-		PG_RETURN_INT64(0);
+	def = managed_queue(fcinfo);
+	key = batcher_definition_shared(def)->key;
 	upto = batcher_number_take(batcher_catalog_database());
-	raise_to(&queue->lane.purge_upto, upto);
-	batcher_lane_wake(queue);
-	(void) wait_until_settled(key, upto, BATCHER_NEVER);
-	queue = batcher_shmem_queue(key);
-	PG_RETURN_INT64(queue ? pg_atomic_read_u64(&queue->lane.npurged) - before : 0);
+	if (!ask_worker(key, true, upto, &before))
+		PG_RETURN_INT64(0);
+	(void) wait_until_settled(key, def->name, upto, BATCHER_NEVER, &now);
+	PG_RETURN_INT64(now.there ? now.npurged - before.npurged : 0);
 }
 
 static Datum
@@ -359,24 +379,38 @@ fate_datum(BatcherFate fate)
 }
 
 /*
- * How the row with this ticket has ended, as far as it is known.  'queue': NULL
- * if it is gone; 'settled': what was visible at the call does not wait any
- * more.  A dead letter may have been put back into the queue, and is known to
- * its table where memory has forgotten it.
+ * Whether the row with this ticket waits, when all that was waited for is not
+ * settled.  If not, its fate is known, or the ticket is unknown.
+ */
+static bool
+row_waits(BatcherTarget *target, uint64 ticket)
+{
+	BatcherSharedLane *lane = &target->queue->lane;
+
+	/* what leaves memory unsettled goes to the spool, and not back */
+	if (batcher_lane_has_ticket(lane, ticket))
+		return true;
+	if (!batcher_lane_spilled(lane))
+		return false;
+	if (batcher_spool_find_ticket(target->queue_id, ticket))
+		return true;
+	/* its flush may have committed, and its fate not be recorded yet */
+	return pg_atomic_read_u32(&lane->flushing) != 0;
+}
+
+/*
+ * How the row with this ticket has ended, as far as memory knows.  A dead letter
+ * may have been put back into the queue, and waits again.
  */
 static BatcherFate
-find_fate(BatcherSharedQueue *queue, int32 queue_id, uint64 ticket,
-		  bool settled)
+find_fate(BatcherTarget *target, uint64 ticket)
 {
-	BatcherFate fate = queue ? batcher_fate_find(queue, ticket) :
-		BATCHER_FATE_UNKNOWN;
+	BatcherFate fate = batcher_fate_find(target->queue, ticket);
 
-	if (fate == BATCHER_FATE_DEAD && !batcher_dead_exists(queue_id, ticket) &&
-		batcher_lane_may_have_ticket(&queue->lane, ticket))
+	if (fate == BATCHER_FATE_DEAD &&
+		!batcher_dead_exists(target->queue_id, ticket) &&
+		row_waits(target, ticket))
 		return BATCHER_FATE_UNKNOWN;
-	if (fate == BATCHER_FATE_UNKNOWN && settled &&
-		batcher_dead_exists(queue_id, ticket))
-		return BATCHER_FATE_DEAD;
 	return fate;
 }
 
@@ -384,7 +418,7 @@ PG_FUNCTION_INFO_V1(batcher_wait);
 
 /*
  * batch_wait(queue, ticket, timeout): wait until the row with this ticket is
- * settled, and say how it ended.
+ * settled, and say how it ended.  The queue stays, because we hold the spool.
  */
 Datum
 batcher_wait(PG_FUNCTION_ARGS)
@@ -395,7 +429,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 	text	   *name;
 	uint64		ticket;
 	uint64		upto;
-	BatcherFate fate = BATCHER_FATE_UNKNOWN;
+	BatcherFate fate;
 	bool		look = false;
 
 	batcher_shmem_require();
@@ -411,34 +445,43 @@ batcher_wait(PG_FUNCTION_ARGS)
 	key = target->queue->key;
 	if (batcher_staging_has_ticket(target->queue, ticket))
 		PG_RETURN_TEXT_P(cstring_to_text("pending"));
-
 	upto = batcher_number_take(batcher_catalog_database());
+	if (ticket >= upto)
+		PG_RETURN_DATUM(fate_datum(BATCHER_FATE_UNKNOWN));
+
 	raise_to(&target->queue->lane.watch_upto, upto);
 	batcher_lane_wake(target->queue);
 	ConditionVariablePrepareToSleep(batcher_settled_cv(key.queue_id));
 	for (;;)
 	{
-		BatcherSharedQueue *queue = batcher_shmem_queue(key);
-		bool		settled = is_settled(key, upto);
+		LaneNow		now = look_at_lane(key);
+		bool		settled = is_settled(&now, upto);
 		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
 
 		/*
 		 * Now and then look whether there is such a row at all, before its
 		 * fate, which is recorded before it leaves the lane.
 		 */
-		if (queue && (look || ms == 0) &&
-			!batcher_lane_may_have_ticket(&queue->lane, ticket))
+		if (look && !now.spilled &&
+			!batcher_lane_has_ticket(&target->queue->lane, ticket))
 			settled = true;
-		fate = find_fate(queue, key.queue_id, ticket, settled);
+		fate = find_fate(target, ticket);
 		if (fate != BATCHER_FATE_UNKNOWN || settled)
 			break;
 		if (ms == 0)
 		{
 			ConditionVariableCancelSleep();
-			PG_RETURN_TEXT_P(cstring_to_text("pending"));
+			if (row_waits(target, ticket))
+				PG_RETURN_TEXT_P(cstring_to_text("pending"));
+			fate = find_fate(target, ticket);
+			break;
 		}
-		look = sleep_for_worker(key, ms);
+		look = sleep_for_worker(key, target->name, ms);
 	}
 	ConditionVariableCancelSleep();
+	/* the table remembers longer than memory does */
+	if (fate == BATCHER_FATE_UNKNOWN &&
+		batcher_dead_exists(target->queue_id, ticket))
+		fate = BATCHER_FATE_DEAD;
 	PG_RETURN_DATUM(fate_datum(fate));
 }

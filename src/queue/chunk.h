@@ -153,9 +153,8 @@ extern void batcher_lane_wake(BatcherSharedQueue *queue);
 extern int	batcher_lane_take(BatcherSharedLane *lane);
 extern void batcher_lane_sweep(BatcherSharedQueue *queue, int expected);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
-extern bool batcher_lane_may_have_ticket(BatcherSharedLane *lane,
-										 uint64 ticket);
 extern void batcher_lane_reset_breaker(BatcherSharedLane *lane);
+extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);
 extern bool batcher_lane_breaker_open(BatcherSharedLane *lane);
 extern bool batcher_lane_wants_worker(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);

@@ -323,20 +323,18 @@ list_has_ticket(dsa_pointer p, uint64 ticket)
 }
 
 /*
- * Whether a row with this ticket may wait in the lane.  It is looked for
- * among all that is in memory; what the spool holds is not known.
+ * Whether a row with this ticket is in the memory of the lane.
  */
 bool
-batcher_lane_may_have_ticket(BatcherSharedLane *lane, uint64 ticket)
+batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket)
 {
-	bool		may;
+	bool		has;
 
 	LWLockAcquire(&lane->lock, LW_SHARED);
-	may = batcher_lane_spilled(lane) ||
-		list_has_ticket(lane->taken_head, ticket) ||
+	has = list_has_ticket(lane->taken_head, ticket) ||
 		list_has_ticket(pg_atomic_read_u64(&lane->inbox), ticket);
 	LWLockRelease(&lane->lock);
-	return may;
+	return has;
 }
 
 /*

@@ -290,7 +290,19 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 }
 
 /*
- * The shared state of a queue, or NULL if it has none yet.
+ * The shared state of a queue, or NULL if it has none (yet, or any more).  The
+ * control lock is held, and the state stays there as long as it is.
+ */
+BatcherSharedQueue *
+batcher_shmem_queue_locked(BatcherQueueKey key)
+{
+	Assert(LWLockHeldByMe(&batcher_shared->lock));
+	return hash_search(queues, &key, HASH_FIND, NULL);
+}
+
+/*
+ * The same for who does not hold the control lock, but knows that the queue
+ * stays.
  */
 BatcherSharedQueue *
 batcher_shmem_queue(BatcherQueueKey key)
@@ -298,7 +310,7 @@ batcher_shmem_queue(BatcherQueueKey key)
 	BatcherSharedQueue *queue;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
-	queue = hash_search(queues, &key, HASH_FIND, NULL);
+	queue = batcher_shmem_queue_locked(key);
 	LWLockRelease(&batcher_shared->lock);
 	return queue;
 }

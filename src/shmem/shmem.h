@@ -362,6 +362,7 @@ extern void batcher_shmem_at_startup(void (*load) (void),
 
 extern BatcherSharedDatabase *batcher_shmem_database(BatcherDatabaseKey key,
 													 bool create);
+extern BatcherSharedQueue *batcher_shmem_queue_locked(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
 													  bool fresh);

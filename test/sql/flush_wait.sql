@@ -48,6 +48,12 @@ SELECT batch_wait('fw', 0), batch_wait('fw', -1), batch_wait('fw', 9223372036854
 -- Also while other rows wait.
 SELECT batch_enqueue('fw', '11') > 0 AS has_ticket;
 SELECT batch_wait('fw', :ticket, '0'), batch_wait('fw', 0, '10 ms'), batch_wait('fw', :ticket, '1 h');
+-- What cannot have been given yet, without any waiting.
+SET statement_timeout = '1 min';
+SET deadlock_timeout = '1 h';
+SELECT batch_wait('fw', 9223372036854775807, '1 h'), batch_wait('fw', -1, NULL);
+RESET deadlock_timeout;
+RESET statement_timeout;
 SELECT batch_purge('fw');
 -- A ticket of another queue is none of this one.
 SELECT batch_wait('fw other', :own);

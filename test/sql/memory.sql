@@ -32,6 +32,19 @@ CALL me_fill('me spill', 1, 200);
 SELECT pending, spilled > 150 AS spilled, pending_bytes <= 16384 AS bounded FROM batcher.status WHERE queue = 'me spill';
 SELECT rows_enqueued, rows_spilled > 150 AS spilled FROM batcher.stat_queue WHERE queue = 'me spill';
 SELECT count(*), min((payload->>'n')::int), max((payload->>'n')::int) FROM batcher.pending WHERE queue = 'me spill';
+-- A ticket that was never given, or was rolled back, is told from one that
+-- waits in the spool only; what cannot have been given yet, at once.
+SELECT batch_wait('me spill', max(ticket), '0'), batch_wait('me spill', min(ticket), '0') FROM batcher.pending WHERE queue = 'me spill';
+SELECT batch_enqueue_many('me spill', array_fill('"x"'::jsonb, '{50}'));
+SELECT batch_wait('me spill', max(ticket), '0'), batch_wait('me spill', max(ticket) - 10, '0') FROM batcher.pending WHERE queue = 'me spill';
+BEGIN;
+SELECT batch_enqueue('me spill', '"x"') AS ticket \gset
+ROLLBACK;
+SELECT batch_wait('me spill', :ticket, '0'), batch_wait('me spill', :ticket, '10 ms');
+SELECT batch_wait('me spill', 9223372036854775807, '1 h'), batch_wait('me spill', -1, '1 h');
+SELECT batch_purge('me spill') > 0 AS purged;
+SELECT batch_wait('me spill', :ticket, '1 h');
+CALL me_fill('me spill', 1, 200);
 -- One large transaction, of which most is written early; a part rolls back.
 BEGIN;
 SELECT count(batch_enqueue('me spill', jsonb_build_object('n', g, 'fill', repeat('x', 1000)))) FROM generate_series(201, 300) g;
