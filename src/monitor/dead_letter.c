@@ -21,29 +21,59 @@
 /* Dead letters that are taken out of the table at a time. */
 #define RETRY_AT_ONCE	1000
 
-/* The call: where the rows go, and the definitions by id. */
+/* A queue, and whose dead letters of it the current user sees. */
+typedef struct DeadSight
+{
+	BatcherQueueDef *def;
+	bool		all;
+	bool		own;
+} DeadSight;
+
+/* The call: where the rows go, and what may be seen of each queue. */
 typedef struct DeadScan
 {
 	ReturnSetInfo *rsinfo;
-	List	   *defs;
-	const BatcherQueueDef *last;	/* of the last dead letter */
+	List	   *sights;			/* of queues of which something may */
+	DeadSight  *last;			/* of the last dead letter */
 } DeadScan;
 
-/* The queue of a dead letter, or NULL. */
-static const BatcherQueueDef *
-find_queue(DeadScan *scan, int32 queue_id)
+/* Find out, once for each queue, what the current user sees. */
+static void
+list_sights(DeadScan *scan)
 {
 	ListCell   *lc;
 
-	if (scan->last && scan->last->id == queue_id)
-		return scan->last;
-	foreach(lc, scan->defs)
+	foreach(lc, batcher_definition_list())
 	{
-		BatcherQueueDef *def = lfirst(lc);
+		DeadSight  *sight = palloc(sizeof(DeadSight));
 
-		if (def->id == queue_id)
-			return scan->last = def;
+		sight->def = lfirst(lc);
+		sight->all = batcher_definition_may(sight->def, BATCHER_MANAGE);
+		sight->own = batcher_definition_may(sight->def, BATCHER_ENQUEUE);
+		if (sight->all || sight->own)
+			scan->sights = lappend(scan->sights, sight);
 	}
+}
+
+/* The queue of a dead letter that the current user sees, or NULL. */
+static const BatcherQueueDef *
+find_visible(DeadScan *scan, const BatcherDeadLetter *dead)
+{
+	ListCell   *lc;
+
+	if (scan->last == NULL || scan->last->def->id != dead->queue_id)
+	{
+		scan->last = NULL;
+		foreach(lc, scan->sights)
+		{
+			DeadSight  *sight = lfirst(lc);
+
+			if (sight->def->id == dead->queue_id)
+				scan->last = sight;
+		}
+	}
+	if (scan->last && (scan->last->all || dead->enqueuer == GetUserId()))
+		return scan->last->def;
 	return NULL;
 }
 
@@ -57,15 +87,11 @@ visit_dead(const BatcherDeadLetter *dead, void *arg)
 		ATTEMPTS, ENQUEUED_AT, ENQUEUED_BY, DIED_AT, NUM_COLS
 	};
 	DeadScan   *scan = arg;
-	const BatcherQueueDef *def = find_queue(scan, dead->queue_id);
+	const BatcherQueueDef *def = find_visible(scan, dead);
 	Datum		values[NUM_COLS] = {0};
 	bool		nulls[NUM_COLS] = {0};
 
 	if (def == NULL)
-		return;
-	if (!batcher_definition_may(def, BATCHER_MANAGE) &&
-		!(dead->enqueuer == GetUserId() &&
-		  batcher_definition_may(def, BATCHER_ENQUEUE)))
 		return;
 	values[QUEUE] = CStringGetTextDatum(def->name);
 	values[TICKET] = Int64GetDatum(dead->row.ticket);
@@ -100,7 +126,7 @@ batcher_get_dead_letter(PG_FUNCTION_ARGS)
 	DeadScan	scan = {(ReturnSetInfo *) fcinfo->resultinfo, NIL, NULL};
 
 	InitMaterializedSRF(fcinfo, 0);
-	scan.defs = batcher_definition_list();
+	list_sights(&scan);
 	batcher_dead_scan(visit_dead, &scan);
 	return (Datum) 0;
 }

@@ -77,6 +77,9 @@ FROM unnest(ARRAY[
     'batch_flush(''gr'')',
     'batch_purge(''gr'')',
     'batch_reset_stats(''gr'')',
+    'batch_retry_dead(''gr'')',
+    'batch_purge_dead(''gr'')',
+    'batch_reset_breaker(''gr'')',
     'batch_enqueue(''gr'', ''1'')',
     'batch_enqueue_many(''gr'', ''{1}'')',
     'batch_wait(''gr'', 1, ''0'')']) WITH ORDINALITY AS c (command, n)
@@ -117,12 +120,39 @@ SELECT batch_flush();
 RESET ROLE;
 SELECT n, enqueued_by = current_user AS by_superuser, enqueued_by, flushed_by FROM gr_target WHERE n > 1 ORDER BY n;
 
+-- Dead letters: an enqueuer sees those of his own rows.
+SET ROLE regress_batcher_manager;
+SELECT batch_alter_queue('gr', '{"max_attempts": 1}');
+SELECT batch_enqueue('gr', '"of the manager"') > 0 AS has_ticket;
+SET ROLE regress_batcher_enqueuer;
+SELECT batch_enqueue('gr', '"of the enqueuer"') > 0 AS has_ticket;
+RESET ROLE;
+SELECT batch_flush('gr') IS NOT NULL AS flushed;
+SELECT gr_sees('regress_batcher_owner', 'batcher.dead_letter') AS owner,
+       gr_sees('regress_batcher_manager', 'batcher.dead_letter') AS manage,
+       gr_sees('regress_batcher_enqueuer', 'batcher.dead_letter') AS enqueue,
+       gr_sees('regress_batcher_listener', 'batcher.dead_letter') AS listen,
+       gr_sees('regress_batcher_other', 'batcher.dead_letter') AS other;
+SET ROLE regress_batcher_enqueuer;
+SELECT payload, enqueued_by FROM batcher.dead_letter;
+-- What is tried again bears his name still.
+SET ROLE regress_batcher_manager;
+SELECT batch_pause('gr');
+SELECT batch_retry_dead('gr');
+SELECT payload, enqueued_by FROM batcher.pending WHERE queue = 'gr' ORDER BY ticket;
+SELECT batch_resume('gr');
+SELECT batch_flush('gr') IS NOT NULL AS flushed;
+SET ROLE regress_batcher_enqueuer;
+SELECT payload, enqueued_by FROM batcher.dead_letter;
+RESET ROLE;
+
 -- A revoked right is gone at the commit, also for a session that used it.
 SET ROLE regress_batcher_owner;
 SELECT batch_revoke('gr', 'regress_batcher_enqueuer', 'enqueue');
 SET ROLE regress_batcher_enqueuer;
 SELECT batch_enqueue('gr', '4');
 \echo :SQLSTATE
+SELECT count(*) FROM batcher.dead_letter;
 -- It comes and goes with its transaction, and with a savepoint.
 RESET ROLE;
 BEGIN;

@@ -32,6 +32,15 @@ ALTER TABLE batcher.queue_definition ADD COLUMN note text;
 ALTER TABLE batcher.queue_definition ADD COLUMN rank integer DEFAULT 7;
 ALTER TABLE batcher.spool ADD COLUMN note text;
 ALTER TABLE batcher.spool ADD COLUMN rank integer;
+DO $$
+BEGIN
+	FOR i IN 1 .. 16 LOOP
+		EXECUTE 'ALTER TABLE batcher.queue_grant ADD COLUMN more_' || i
+			|| ' integer DEFAULT 1';
+		EXECUTE 'ALTER TABLE batcher.dead_row ADD COLUMN more_' || i
+			|| ' integer DEFAULT 1';
+	END LOOP;
+END $$;
 CREATE TABLE batcher.news (id integer PRIMARY KEY);
 CREATE FUNCTION batcher.version() RETURNS text LANGUAGE sql IMMUTABLE
 AS $$ SELECT '1.0.1' $$;
@@ -104,6 +113,20 @@ SELECT batch_create_queue('new');
 SELECT string_agg(rank::text, ' ') FROM batcher.queue_definition)),
 	"\n\n7 7 7 7",
 	'columns that are new have their values');
+is( sql(
+		$node, q(
+SELECT batch_grant('new', 'public', 'enqueue');
+SELECT grants FROM batcher.queue WHERE queue = 'new';
+SELECT batch_create_queue('dead', 'SELECT payload::int FROM batch',
+	options => '{"max_attempts": 1}');
+SELECT batch_enqueue('dead', '"x"') > 0;
+SELECT batch_flush('dead') IS NOT NULL;
+SELECT payload FROM batcher.dead_letter;
+SELECT batch_retry_dead('dead');
+SELECT batch_drop_queue('dead', true);
+)),
+	qq(\n{"enqueue": ["public"]}\n\nt\nt\n"x"\n1\n),
+	'grants and dead letters are read and written');
 
 # And through a restart and a crash.
 sql(
