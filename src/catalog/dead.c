@@ -160,9 +160,10 @@ text_column(Datum *values, bool *nulls, int column)
 static void
 read_dead(HeapTuple tuple, TupleDesc desc, BatcherDeadLetter *dead)
 {
-	Datum		values[NUM_COLS + 1];
-	bool		nulls[NUM_COLS + 1];
+	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 
+	batcher_catalog_check_columns(desc, NUM_COLS);
 	heap_deform_tuple(tuple, desc, values + 1, nulls + 1);
 	memset(dead, 0, sizeof(*dead));
 	dead->queue_id = DatumGetInt32(values[COL_QUEUE_ID]);

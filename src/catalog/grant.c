@@ -92,13 +92,14 @@ read_grants(int32 queue_id)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	batcher_catalog_check_columns(RelationGetDescr(rel), NUM_COLS);
 	ScanKeyInit(&key, COL_QUEUE_ID, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(queue_id));
 	scan = systable_beginscan(rel, cat->grant_index, true, NULL, 1, &key);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
-		Datum		values[NUM_COLS + 1];
-		bool		nulls[NUM_COLS + 1];
+		Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+		bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 		BatcherGrant *grant = palloc(sizeof(BatcherGrant));
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values + 1, nulls + 1);

@@ -32,6 +32,8 @@ ALTER TABLE batcher.queue_definition ADD COLUMN note text;
 ALTER TABLE batcher.queue_definition ADD COLUMN rank integer DEFAULT 7;
 ALTER TABLE batcher.spool ADD COLUMN note text;
 ALTER TABLE batcher.spool ADD COLUMN rank integer;
+ALTER TABLE batcher.dead_row ADD COLUMN note text, ADD COLUMN rank integer;
+ALTER TABLE batcher.queue_grant ADD COLUMN note text, ADD COLUMN rank integer;
 CREATE TABLE batcher.news (id integer PRIMARY KEY);
 CREATE FUNCTION batcher.version() RETURNS text LANGUAGE sql IMMUTABLE
 AS $$ SELECT '1.0.1' $$;
@@ -104,6 +106,27 @@ SELECT batch_create_queue('new');
 SELECT string_agg(rank::text, ' ') FROM batcher.queue_definition)),
 	"\n\n7 7 7 7",
 	'columns that are new have their values');
+
+# Grants and dead letters too.
+sql(
+	$node, q(
+CREATE ROLE someone;
+SELECT batch_grant('served', 'someone', 'enqueue');
+SELECT batch_create_queue('fails', 'SELECT (payload->>0)::int FROM batch',
+	options => '{"max_attempts": 1}');
+SELECT batch_enqueue('fails', '["not a number"]');
+));
+wait_sql($node, 'SELECT count(*) = 1 FROM batcher.dead_letter');
+is( sql(
+		$node, q(
+SET ROLE someone;
+SELECT batch_enqueue('served', '{"q": "other", "n": 1}') > 0;
+RESET ROLE;
+SELECT batch_retry_dead('fails');)),
+	"t\n1",
+	'grants and dead letters are read');
+wait_drained($node, 'served');
+sql($node, q(DELETE FROM collected WHERE queue = 'other'));
 
 # And through a restart and a crash.
 sql(
