@@ -26,6 +26,7 @@ my $dumps = $source->basedir;
 sql(
 	$source, q(
 CREATE ROLE clerk;
+CREATE ROLE teller;
 GRANT EXECUTE ON FUNCTION
 	batch_create_queue(text, text, regclass, regtype, jsonb, boolean) TO clerk;
 CREATE TABLE bank (id int PRIMARY KEY);
@@ -66,8 +67,20 @@ SELECT batch_create_queue('arrive', $$INSERT INTO arrival
 SELECT batch_create_queue('volatile', $$INSERT INTO arrival
 	SELECT batch_ticket, (payload->>'bank')::int FROM batch$$,
 	options => '{"durable": false}');
+SELECT batch_grant('add', 'teller', 'manage');
+SELECT batch_grant('arrive', 'teller', 'enqueue');
+SELECT batch_grant('arrive', 'public', 'enqueue');
 RESET ROLE;
 ));
+
+# A dead letter: the bank of this row does not exist.
+sql(
+	$source, q(
+SELECT batch_alter_queue('arrive', '{"max_attempts": 1}');
+SET ROLE teller;
+SELECT batch_enqueue('arrive', '{"bank": 4}', 'no such bank', 'topic');
+));
+wait_sql($source, 'SELECT count(*) = 1 FROM batcher.dead_letter');
 
 # Some rows are flushed before, the others wait.
 sub enqueue
@@ -93,12 +106,16 @@ my $definitions = q(
 SELECT string_agg(q::text, ',' ORDER BY queue)
 FROM (SELECT queue, owner, flush_sql, search_path, options, created_at
 	FROM batcher.queue) q);
+my $grants = 'SELECT queue, grants FROM batcher.queue ORDER BY 1';
+my $dead_letters = 'SELECT * FROM batcher.dead_letter';
 my $pending = q(
 SELECT count(*), md5(string_agg(p::text, ',' ORDER BY ticket))
 FROM (SELECT * FROM batcher.pending WHERE durable) p);
 my $balance = 'SELECT sum(n), count(*) FILTER (WHERE n = 20) FROM account';
 my $defined = sql($source, $definitions);
 my $waiting = sql($source, $pending);
+my $granted = sql($source, $grants);
+my $dead = sql($source, $dead_letters);
 my $changes = sql($source, 'SELECT count(*) FROM change');
 
 is(sql($source, $balance), '200|10', 'what was flushed before');
@@ -142,6 +159,7 @@ sub check_restored
 
 	is(sql($node, $definitions), $defined, "$what: queues with their options");
 	is(sql($node, $pending), $waiting, "$what: waiting rows");
+	is(sql($node, $dead_letters), $dead, "$what: dead letters");
 	is( sql(
 			$node,
 			'SELECT DISTINCT paused, pause_reason FROM batcher.queue'),
@@ -152,6 +170,7 @@ sub check_restored
 		"200|10 $changes", "$what: the target is as it was dumped");
 
 	sql($node, 'SELECT batch_resume()');
+	is(sql($node, $grants), $granted, "$what: grants, once it was resumed");
 	wait_drained($node, 'add', 'arrive', 'volatile');
 	is( sql($node, 'SELECT sum(n), min(n), max(n) FROM account'),
 		'530|53|53', "$what: after batch_resume() each row was added once");
@@ -171,6 +190,19 @@ sub check_restored
 	cmp_ok($ticket, '>', $last, "$what: tickets do not repeat");
 	is(sql($node, "SELECT batch_wait('arrive', $ticket)"),
 		'flushed', "$what: the queues go on");
+
+	# Grants are of the roles of that name, and dead letters can be repaired.
+	is( sql(
+			$node, q(
+INSERT INTO bank VALUES (4);
+SET ROLE teller;
+SELECT batch_alter_queue('add', '{"flush_interval": "10 ms"}');
+RESET ROLE;
+SELECT batch_retry_dead('arrive');
+SELECT batch_flush('arrive') IS NOT NULL;
+SELECT count(*) FROM arrival WHERE bank = 4;)),
+		"\n1\nt\n1",
+		"$what: grants work, and a dead letter is flushed");
 	return;
 }
 
