@@ -43,7 +43,8 @@ extern void batcher_staging_unlock_spool(void);
 extern void batcher_staging_install(void);
 
 /* room.c */
-extern void batcher_room_wait(BatcherTarget *target, Size size);
+extern void batcher_room_wait(BatcherTarget *target, Size size,
+							  TimestampTz *end);
 
 /* wait.c */
 extern bool batcher_wait_is_blocked_by_us(BatcherQueueKey key);

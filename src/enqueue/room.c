@@ -15,16 +15,30 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 
+/* An ERROR that says why there is no room, and, before "or", what to do. */
 static void
-raise_full(BatcherTarget *target, const char *detail)
+raise_full(BatcherTarget *target, const char *detail, const char *hint)
 {
 	ConditionVariableCancelSleep();
 	ereport(ERROR,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("queue \"%s\" is full", target->name),
 			 errdetail_internal("%s", detail),
-			 errhint("Wait for the flush to catch up, or increase \"%s\" or the option \"%s\".",
+			 errhint("%s, or increase \"%s\" or the option \"%s\".", hint,
 					 "batcher.shared_memory_size", "memory_limit")));
+}
+
+/* The same where waiting cannot help. */
+static void
+raise_full_for_long(BatcherTarget *target)
+{
+	if (pg_atomic_read_u32(&target->queue->paused))
+		raise_full(target, "The queue is paused.", "Use batch_resume()");
+	if (batcher_lane_breaker_open(&target->queue->lane))
+		raise_full(target, "The breaker of the queue is open.",
+				   "Mend its cause and use batch_reset_breaker()");
+	raise_full(target, "No waiting row that could be flushed holds the memory.",
+			   "Enqueue fewer rows in one transaction");
 }
 
 /* Does the queue have committed rows that are going to be flushed? */
@@ -36,9 +50,9 @@ has_rows_to_flush(BatcherSharedQueue *queue)
 		!batcher_lane_breaker_open(&queue->lane);
 }
 
-/* Are there committed rows whose flush would make room? */
+/* Are there committed rows whose flush would make room for 'size' bytes? */
 static bool
-flush_may_help(BatcherTarget *target)
+flush_may_help(BatcherTarget *target, Size size)
 {
 	BatcherSharedQueue **list;
 	bool		may = false;
@@ -46,7 +60,9 @@ flush_may_help(BatcherTarget *target)
 
 	if (has_rows_to_flush(target->queue))
 		return true;
-	if (target->memory_limit > 0)
+	if (target->memory_limit > 0 &&
+		pg_atomic_read_u64(&target->queue->lane.nbytes) + size >
+		target->memory_limit)
 		return false;
 	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
 	n = batcher_shmem_queue_list(InvalidOid, list, batcher_max_queues);
@@ -57,45 +73,43 @@ flush_may_help(BatcherTarget *target)
 }
 
 /*
- * Wait until it is worth asking for 'size' bytes again.  An ERROR (53400) if
- * the queue is not to wait, or not that long, or if waiting cannot help;
- * 40P01 if the flush waits for this session.
+ * Wait until it is worth asking for 'size' bytes again.  '*end' is when the
+ * waiting of this enqueue is over, or 0 at first.  An ERROR (53400) if the
+ * queue is not to wait, or not that long, or if waiting cannot help; 40P01 if
+ * the flush waits for this session.
  */
 void
-batcher_room_wait(BatcherTarget *target, Size size)
+batcher_room_wait(BatcherTarget *target, Size size, TimestampTz *end)
 {
 	static uint32 wait_event = 0;
-	TimestampTz end = batcher_clock_add_ms(batcher_clock_now(),
-										   batcher_enqueue_timeout);
+	const char *hint = "Wait for the flush to catch up";
 	uint64		used = pg_atomic_read_u64(&batcher_shared->area_used);
 	uint64		bytes = pg_atomic_read_u64(&target->queue->lane.nbytes);
 
 	if (wait_event == 0)
 		wait_event = batcher_wait_event("BatcherRoom");
 	if (target->when_full == BATCHER_FULL_ERROR)
-		raise_full(target, "The option \"when_full\" is \"error\".");
+		raise_full(target, "The option \"when_full\" is \"error\".", hint);
 	if (batcher_in_flush)
-		raise_full(target, "A flush does not wait for room.");
+		raise_full(target, "A flush does not wait for room.", hint);
+	if (*end == 0)
+		*end = batcher_clock_add_ms(batcher_clock_now(),
+									batcher_enqueue_timeout);
 
 	ConditionVariablePrepareToSleep(&batcher_shared->room_cv);
 	for (;;)
 	{
 		TimestampTz now = batcher_clock_now();
-		long		ms = batcher_clock_ms_until(end, now);
+		long		ms = batcher_clock_ms_until(*end, now);
 
 		if (pg_atomic_read_u64(&batcher_shared->area_used) < used ||
 			pg_atomic_read_u64(&target->queue->lane.nbytes) < bytes)
 			break;
-		if (!flush_may_help(target))
-			raise_full(target,
-					   pg_atomic_read_u32(&target->queue->paused) ?
-					   "The queue is paused." :
-					   batcher_lane_breaker_open(&target->queue->lane) ?
-					   "The breaker of the queue is open." :
-					   "No waiting row that could be flushed holds the memory.");
+		if (!flush_may_help(target, size))
+			raise_full_for_long(target);
 		if (ms == 0)
 			raise_full(target,
-					   "No room came within \"batcher.enqueue_timeout\".");
+					   "No room came within \"batcher.enqueue_timeout\".", hint);
 		batcher_lane_wake(target->queue);
 		if (ConditionVariableTimedSleep(&batcher_shared->room_cv,
 										Min(ms, DeadlockTimeout), wait_event) &&

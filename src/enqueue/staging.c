@@ -173,6 +173,7 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size, Oid by)
 	StagedChunk *staged;
 	BatcherChunk *chunk = NULL;
 	bool		in_area = !lane->has_private;
+	TimestampTz end = 0;
 	MemoryContext old;
 
 	reserve_chunk();
@@ -185,7 +186,7 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size, Oid by)
 		if (target->when_full == BATCHER_FULL_SPILL)
 			in_area = false;
 		else
-			batcher_room_wait(target, size);
+			batcher_room_wait(target, size, &end);
 	}
 	if (chunk == NULL)
 	{
@@ -214,18 +215,10 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size, Oid by)
 	return nchunks++;
 }
 
-/*
- * Stage a row, enqueued by the role 'by'.  Errors: 54000 if it is too large, 53400 if there is no room.
- */
-void
-batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts, Oid by)
+/* An ERROR for a row for which there can never be room. */
+static void
+check_size(BatcherTarget *target, Size size)
 {
-	Size		size = batcher_row_size(parts);
-	int			index = find_lane(target);
-	StagedLane *lane = &lanes[index];
-	StagedChunk *staged = NULL;
-	BatcherRow *row = NULL;
-
 	if (size > batcher_shared->area_size / 8)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
@@ -234,6 +227,32 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts, Oid by)
 				 errdetail("A row may take an eighth of \"%s\", which is %zu bytes.",
 						   "batcher.shared_memory_size",
 						   batcher_shared->area_size / 8)));
+	if (target->memory_limit > 0 && size > target->memory_limit &&
+		target->when_full != BATCHER_FULL_SPILL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("row of %zu bytes is too large for queue \"%s\"",
+						size, target->name),
+				 errdetail("The option \"%s\" lets the queue have %lld bytes of memory.",
+						   "memory_limit", (long long) target->memory_limit),
+				 errhint("Increase the option \"%s\".", "memory_limit")));
+}
+
+/*
+ * Stage a row, enqueued by the role 'by'.  Errors: 54000 if it is too large,
+ * 53400 if there is no room.
+ */
+void
+batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts,
+					Oid by)
+{
+	Size		size = batcher_row_size(parts);
+	int			index = find_lane(target);
+	StagedLane *lane = &lanes[index];
+	StagedChunk *staged = NULL;
+	BatcherRow *row = NULL;
+
+	check_size(target, size);
 	(void) batcher_shmem_area();
 	lane->durable |= target->durable;
 

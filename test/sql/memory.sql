@@ -99,7 +99,7 @@ DO $$
 DECLARE
     state text; message text; detail text; hint text;
 BEGIN
-    PERFORM batch_enqueue('me error', to_jsonb(repeat('x', 16384)));
+    PERFORM batch_enqueue('me error', to_jsonb(repeat('x', 8000)));
 EXCEPTION WHEN others THEN
     GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
         detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
@@ -115,6 +115,18 @@ SELECT batch_alter_queue('me error', '{"durable": true}');
 CALL me_fill('me error', 1, 200);
 SELECT rows_spilled FROM batcher.stat_queue WHERE queue = 'me error';
 SELECT batch_drop_queue('me error', true);
+-- A row for which there can never be room, whatever is flushed; a queue that
+-- spills takes it.
+SELECT batch_create_queue('me error', 'SELECT FROM batch', options => '{"durable": false, "memory_limit": "16kB", "when_full": "error"}');
+SELECT batch_enqueue('me error', to_jsonb(repeat('x', 17000)));
+\echo :SQLSTATE
+SELECT batch_alter_queue('me error', '{"when_full": "wait"}');
+SELECT batch_enqueue('me error', to_jsonb(repeat('x', 17000)));
+\echo :SQLSTATE
+SELECT batch_alter_queue('me error', '{"when_full": "spill", "durable": true}');
+SELECT batch_enqueue('me error', to_jsonb(repeat('x', 17000))) > 0 AS has_ticket;
+SELECT batch_flush('me error');
+SELECT batch_drop_queue('me error');
 
 -- when_full wait: after enqueue_timeout.
 SELECT batch_create_queue('me wait', 'INSERT INTO me_target SELECT (payload->>''n'')::int FROM batch', options => '{"flush_interval": "1 h", "durable": false, "memory_limit": "16kB"}');
@@ -134,8 +146,6 @@ BEGIN;
 SELECT count(batch_enqueue('me wait', to_jsonb(repeat('x', 1000)))) FROM generate_series(1, 100);
 \echo :SQLSTATE
 ROLLBACK;
-SELECT batch_enqueue('me wait', to_jsonb(repeat('x', 20000)));
-\echo :SQLSTATE
 -- It waits for the flush, and goes on.
 SELECT batch_alter_queue('me wait', '{"flush_interval": "10 ms"}');
 CALL me_fill('me wait', 1001, 1200);
