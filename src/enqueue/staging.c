@@ -159,10 +159,11 @@ reserve_chunk(void)
 static bool
 area_refuses(BatcherTarget *target, Size size)
 {
-	if (target->memory_limit == 0)
-		return false;
-	return pg_atomic_read_u64(&target->queue->lane.nbytes) + size >
-		target->memory_limit;
+	uint64		bytes = pg_atomic_read_u64(&target->queue->lane.nbytes);
+
+	if (target->memory_limit > 0 && bytes + size > target->memory_limit)
+		return true;
+	return batcher_slab_refuses(bytes, size);
 }
 
 /* Begin a chunk for a row of 'size' bytes; returns its index. */

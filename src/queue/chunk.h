@@ -119,6 +119,7 @@ typedef struct BatcherPrivateChunk
 	((BatcherRow *) ((char *) (row) + (row)->size))
 
 /* slab.c */
+extern bool batcher_slab_refuses(uint64 bytes, Size size);
 extern void *batcher_slab_reserve(Size size);
 extern void *batcher_slab_extend(void *end, Size size);
 extern void batcher_slab_end_transaction(void);

@@ -16,6 +16,10 @@
  *
  * Rows larger than a slab get one of their own.  Nothing here raises an
  * error; a full area is reported by NULL.
+ *
+ * Each queue can have a share of the area, whatever the others hold: a queue
+ * that has more than its share is refused what is left when that is no more
+ * than the sum of all shares.
  */
 #include "postgres.h"
 
@@ -32,6 +36,13 @@ typedef struct BatcherSlab
 
 #define SLAB_SIZE		8192	/* a size class of dsa.c */
 #define SLAB_HEADER		MAXALIGN(sizeof(BatcherSlab))
+
+/*
+ * A share is a 128th of the area; where there are many queues, their shares
+ * are a quarter of it together.
+ */
+#define MAX_SHARE_OF(area)		((area) / 128)
+#define ALL_SHARES_OF(area)		((area) / 4)
 
 /* The slab that this backend fills in this transaction, or NULL. */
 static BatcherSlab *my_slab = NULL;
@@ -86,6 +97,25 @@ unpark_slab(void)
 		return NULL;
 	p = pg_atomic_exchange_u64(my_park(), 0);
 	return p ? batcher_area_address(p) : NULL;
+}
+
+/*
+ * Whether a queue that has 'bytes' of the area is to be refused 'size' bytes
+ * more, because the room that is left is needed for the shares of others.
+ */
+bool
+batcher_slab_refuses(uint64 bytes, Size size)
+{
+	Size		area = batcher_shared->area_size;
+	uint64		used = pg_atomic_read_u64(&batcher_shared->area_used) + size;
+	Size		share;
+	int			n;
+
+	if (used <= area - ALL_SHARES_OF(area))
+		return false;
+	n = batcher_shmem_queue_count();
+	share = Min(MAX_SHARE_OF(area), ALL_SHARES_OF(area) / Max(n, 1));
+	return n > 1 && bytes + size > share && used > area - n * share;
 }
 
 /*

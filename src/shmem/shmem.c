@@ -393,6 +393,15 @@ batcher_shmem_queue_remove(BatcherQueueKey key)
 }
 
 /*
+ * How many queues have an entry, in all databases, about: no lock is taken.
+ */
+int
+batcher_shmem_queue_count(void)
+{
+	return hash_get_num_entries(queues);
+}
+
+/*
  * Up to 'max' queues of one database, or of all if 'dboid' is InvalidOid, into
  * 'list'; returns how many.  An entry stays valid as long as its queue exists.
  */

@@ -367,6 +367,7 @@ extern BatcherSharedQueue *batcher_shmem_queue(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
 													  bool fresh);
 extern void batcher_shmem_queue_remove(BatcherQueueKey key);
+extern int	batcher_shmem_queue_count(void);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 									 int max);
 extern void batcher_shmem_database_unread(Oid dboid);
