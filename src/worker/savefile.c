@@ -172,31 +172,6 @@ write_queue(SavedWriter *writer, BatcherSharedQueue *queue)
 	}
 }
 
-/*
- * All queues, in memory that the caller frees; NULL if there is not enough
- * memory.  The table can hold some more than batcher.max_queues.
- */
-static BatcherSharedQueue **
-list_queues(int *nqueues)
-{
-	BatcherSharedQueue **list;
-	int			max = batcher_max_queues;
-
-	do
-	{
-		max *= 2;
-		list = palloc_extended(sizeof(BatcherSharedQueue *) * (Size) max,
-							   MCXT_ALLOC_HUGE | MCXT_ALLOC_NO_OOM);
-		if (list == NULL)
-			return NULL;
-		*nqueues = batcher_shmem_queue_list(InvalidOid, list, max);
-		if (*nqueues < max)
-			return list;
-		pfree(list);
-	} while (max < INT_MAX / 2);
-	return NULL;
-}
-
 /* Write the queues of 'list' into the open file; then it is closed. */
 static void
 write_contents(SavedWriter *writer, const ControlFileData *control,
@@ -244,7 +219,8 @@ write_file(const ControlFileData *control)
 	BatcherSharedQueue **list;
 	int			nqueues;
 
-	list = list_queues(&nqueues);
+	list = palloc_extended(batcher_max_queues * sizeof(BatcherSharedQueue *),
+						   MCXT_ALLOC_HUGE | MCXT_ALLOC_NO_OOM);
 	if (list == NULL)
 	{
 		ereport(LOG,
@@ -253,6 +229,7 @@ write_file(const ControlFileData *control)
 						BATCHER_SAVED_FILE)));
 		return;
 	}
+	nqueues = batcher_shmem_queue_list(InvalidOid, list, batcher_max_queues);
 	if (nqueues == 0)
 	{
 		pfree(list);
