@@ -60,7 +60,7 @@ typedef struct GivenNumber
 	slist_node	node;
 	BatcherSharedChannel *channel;
 	uint64		seq;
-	BatcherSharedQueue *queue;	/* NULL: dropped meanwhile */
+	BatcherSharedQueue *queue;	/* stays, because we own its lane; or NULL */
 	int			count;			/* rows */
 	int			bytes;
 	bool		remembered;		/* counted in lane.unsent */
@@ -276,7 +276,8 @@ notify_one(const Message *message, bool remembered)
 
 /*
  * Messages of a queue are lost: its channel's count begins anew, so that
- * whoever listens can tell.
+ * whoever listens can tell.  The caller has locked the sender, if he could, so
+ * that nobody else sends before with a number that looks as if there was none.
  */
 static void
 lose_messages(BatcherSharedQueue *queue, BatcherDatabaseKey db,
@@ -289,7 +290,7 @@ lose_messages(BatcherSharedQueue *queue, BatcherDatabaseKey db,
 
 /*
  * The lane is ours now: messages that its last owner remembered, and did not
- * send before it ended, are lost.
+ * send before it ended, are lost.  In a transaction.
  */
 void
 batcher_message_recover(BatcherLaneView *view)
@@ -300,6 +301,7 @@ batcher_message_recover(BatcherLaneView *view)
 	if (n == 0 || !batcher_message_wanted(view->def))
 		return;
 	expand_channel(view->def, channel);
+	lock_sender();
 	lose_messages(view->queue, view->queue->key.db, channel, n);
 	ereport(LOG,
 			(errmsg("%u messages of queue \"%s\" were lost with the worker that was to send them",
@@ -373,8 +375,9 @@ batcher_message_send(void)
 			EmitErrorReport();
 		FlushErrorState();
 		failed_before = true;
+		LWLockReleaseAll();
+		count_dropped();		/* while the sender is locked */
 		AbortOutOfAnyTransaction();
-		count_dropped();
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
