@@ -445,15 +445,22 @@ hold_all_queues(void)
 
 /*
  * A tuple of the spool has come: no number that it bears is given again.  The
- * sequence is restored too, but maybe later.
+ * sequence is restored too, but maybe later.  There must be numbers left.
  */
 static void
 skip_numbers(TriggerData *trigdata)
 {
+	uint64		last;
+
+	last = batcher_spool_last_number(trigdata->tg_trigtuple,
+									 RelationGetDescr(trigdata->tg_relation));
+	if (last > PG_INT64_MAX / 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("number or ticket %lld of a row of table \"%s\" is out of range",
+						(long long) last, "batcher.spool")));
 	if (batcher_shared)
-		batcher_number_renew(batcher_catalog_database(),
-							 batcher_spool_last_number(trigdata->tg_trigtuple,
-													   RelationGetDescr(trigdata->tg_relation)) + 1);
+		batcher_number_renew(batcher_catalog_database(), last + 1);
 }
 
 /*

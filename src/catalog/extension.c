@@ -22,7 +22,9 @@
 #include "commands/extension.h"
 #include "commands/sequence.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -155,23 +157,49 @@ batcher_catalog_database(void)
 }
 
 /*
+ * The next value of the sequence.  If it is below 'limit', because numbers that
+ * a restore brought are above the sequence, that is moved there first: as its
+ * owner, because the caller need have no right to it.
+ */
+static uint64
+next_bound(uint64 limit)
+{
+	const BatcherCatalog *cat = batcher_catalog_find(false);
+	uint64		first = nextval_internal(cat->number_sequence, false);
+	Oid			user;
+	int			context;
+
+	if (first >= limit)
+		return first;
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(cat->owner, context | SECURITY_LOCAL_USERID_CHANGE);
+	(void) DirectFunctionCall2(setval_oid,
+							   ObjectIdGetDatum(cat->number_sequence),
+							   Int64GetDatum(limit));
+	SetUserIdAndSecContext(user, context);
+	return nextval_internal(cat->number_sequence, false);
+}
+
+/*
  * Persist a higher bound of numbers.  The record of the sequence is flushed
  * before a number of the new range is used, so that none repeats after a
  * crash.  Neither a read-only transaction nor a rolled back one matters: the
- * sequence is not transactional and the numbers are ours.
+ * sequence is not transactional and the numbers are ours.  One process at a
+ * time, so that nobody moves the sequence back.
  */
 static void
 refill_numbers(BatcherSharedDatabase *db)
 {
+	Oid			extoid = batcher_catalog_find(false)->db.extoid;
 	bool		read_only = XactReadOnly;
 	uint64		first;
 	uint64		limit;
 
+	LockDatabaseObject(ExtensionRelationId, extoid, 2, ExclusiveLock);
 	XactReadOnly = false;
 	PG_TRY();
 	{
-		first = nextval_internal(batcher_catalog_find(false)->number_sequence,
-								 false);
+		first = next_bound(pg_atomic_read_u64(&db->number_limit));
 	}
 	PG_FINALLY();
 	{
@@ -195,6 +223,7 @@ refill_numbers(BatcherSharedDatabase *db)
 		pg_atomic_write_u64(&db->number_limit, first + NUMBER_INCREMENT);
 	}
 	LWLockRelease(&batcher_shared->lock);
+	UnlockDatabaseObject(ExtensionRelationId, extoid, 2, ExclusiveLock);
 }
 
 /*

@@ -102,6 +102,16 @@ SELECT count(batch_enqueue('en', to_jsonb(g), priority => g)) FROM generate_seri
 SELECT batch_flush('en');
 SELECT key, priority, payload FROM en_target ORDER BY pos;
 
+-- Rows that a restore brings may bear any ticket; those given later are above.
+BEGIN;
+INSERT INTO batcher.spool VALUES (5000000000000000, 0, now(), 1, 0, 'nobody', '{4999999999999999}', '{1}');
+ROLLBACK;
+SELECT batch_enqueue('en', '1') > 5000000000000000 AS above;
+SELECT batch_flush('en');
+INSERT INTO batcher.spool VALUES (1, 0, now(), 1, 0, 'nobody', '{9223372036854775807}', '{1}');
+\echo :SQLSTATE
+INSERT INTO batcher.spool VALUES (-1, 0, now(), 1, 0, 'nobody', '{1}', '{1}');
+
 SELECT batch_drop_queue('en');
 DROP TABLE en_source, en_target;
 DROP FUNCTION en_changed();
