@@ -104,13 +104,13 @@ SELECT key, priority, payload FROM en_target ORDER BY pos;
 
 -- Rows that a restore brings may bear any ticket; those given later are above.
 BEGIN;
-INSERT INTO batcher.spool VALUES (5000000000000000, 0, now(), 1, 0, 'nobody', '{4999999999999999}', '{1}');
+INSERT INTO batcher.spool (number, home, enqueued_at, queue_id, lane, enqueued_by, tickets, payloads) VALUES (5000000000000000, 0, now(), 1, 0, 'nobody', '{4999999999999999}', '{1}');
 ROLLBACK;
 SELECT batch_enqueue('en', '1') > 5000000000000000 AS above;
 SELECT batch_flush('en');
-INSERT INTO batcher.spool VALUES (1, 0, now(), 1, 0, 'nobody', '{9223372036854775807}', '{1}');
+INSERT INTO batcher.spool (number, home, enqueued_at, queue_id, lane, enqueued_by, tickets, payloads) VALUES (1, 0, now(), 1, 0, 'nobody', '{9223372036854775807}', '{1}');
 \echo :SQLSTATE
-INSERT INTO batcher.spool VALUES (-1, 0, now(), 1, 0, 'nobody', '{1}', '{1}');
+INSERT INTO batcher.spool (number, home, enqueued_at, queue_id, lane, enqueued_by, tickets, payloads) VALUES (-1, 0, now(), 1, 0, 'nobody', '{1}', '{1}');
 
 SELECT batch_drop_queue('en');
 DROP TABLE en_source, en_target;
