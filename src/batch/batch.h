@@ -132,7 +132,8 @@ extern void batcher_gather_publish(BatcherLaneView *view);
 
 /* breaker.c */
 extern int	batcher_breaker_limit(BatcherLaneView *view, TimestampTz now);
-extern void batcher_breaker_open(BatcherLaneView *view, const char *reason);
+extern void batcher_breaker_open(BatcherLaneView *view, const char *reason,
+								 double ms);
 extern void batcher_breaker_note_success(BatcherLaneView *view);
 extern void batcher_breaker_note_failure(BatcherLaneView *view,
 										 const char *message);

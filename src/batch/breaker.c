@@ -47,14 +47,14 @@ batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 }
 
 /*
- * Open the breaker.  'reason' is for those who may manage the queue.
+ * Open the breaker for 'ms' milliseconds; less than 0: until it is reset.
+ * 'reason' is for those who may manage the queue.
  */
 void
-batcher_breaker_open(BatcherLaneView *view, const char *reason)
+batcher_breaker_open(BatcherLaneView *view, const char *reason, double ms)
 {
 	BatcherSharedQueue *queue = view->queue;
 	BatcherSharedLane *lane = &queue->lane;
-	double		recovery = view->def->options.breaker_recovery;
 	int			len = pg_mbcliplen(reason, strlen(reason),
 								   BATCHER_ERROR_MAX - 1);
 
@@ -63,15 +63,18 @@ batcher_breaker_open(BatcherLaneView *view, const char *reason)
 	queue->breaker_reason[len] = '\0';
 	LWLockRelease(&lane->lock);
 	pg_atomic_write_u64(&lane->breaker_until,
-						batcher_clock_add_ms(batcher_clock_now(), recovery));
+						ms < 0 ? BATCHER_NEVER :
+						batcher_clock_add_ms(batcher_clock_now(), ms));
 	pg_write_barrier();
 	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_OPEN);
 	batcher_count(queue, BATCHER_BREAKER_OPENED, 1);
 	ereport(LOG,
 			(errmsg("breaker of queue \"%s\" is open: %s",
 					view->def->name, reason),
+			 ms < 0 ?
+			 errdetail("Nothing is flushed until batch_reset_breaker() is called; rows gather.") :
 			 errdetail("Nothing is flushed for %g s; rows gather.",
-					   recovery / 1000.0)));
+					   ms / 1000.0)));
 }
 
 /*
@@ -105,17 +108,18 @@ batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
 	BatcherSharedLane *lane = &view->queue->lane;
 	uint32		failures = pg_atomic_add_fetch_u32(&lane->failures, 1);
 	uint32		state = pg_atomic_read_u32(&lane->breaker);
+	double		recovery = view->def->options.breaker_recovery;
 
 	if (state == BATCHER_BREAKER_OPEN)
 		return;
 	if (state == BATCHER_BREAKER_HALF_OPEN)
-		batcher_breaker_open(view, message);
+		batcher_breaker_open(view, message, recovery);
 	else if (failures >= view->def->options.breaker_threshold)
 	{
 		char	   *reason = psprintf("%u flushes in a row failed, the last with: %s",
 									  failures, message);
 
-		batcher_breaker_open(view, reason);
+		batcher_breaker_open(view, reason, recovery);
 		pfree(reason);
 	}
 }

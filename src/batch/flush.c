@@ -328,7 +328,8 @@ note_given_up(Try *t)
 	}
 	else if (pg_atomic_read_u32(&view->queue->lane.breaker) !=
 			 BATCHER_BREAKER_OPEN)
-		batcher_breaker_open(view, message);
+		batcher_breaker_open(view, message,
+							 view->def->options.breaker_recovery);
 }
 
 /* Flush a batch by isolating the rows that fail; 't' is the try before. */
@@ -412,7 +413,8 @@ note_end(int code, Datum arg)
 	LWLockReleaseAll();
 	(void) batcher_failure_note(flushing_view, "57014", message);
 	batcher_count(flushing_view->queue, BATCHER_BATCHES_FAILED, 1);
-	batcher_breaker_open(flushing_view, message);
+	batcher_breaker_open(flushing_view, message,
+						 flushing_view->def->options.breaker_recovery);
 }
 
 /*

@@ -3,20 +3,20 @@
  *	  Statements that crash the server.
  *
  * A statement that crashes the server would crash it again after each
- * recovery, since its rows are still there.  So a queue whose statement did is
- * not flushed any more: its breaker is open until batch_reset_breaker().  What
- * tells it is a marker, a file of the data directory that is named for the
- * queue and holds a number:
+ * recovery, since its rows are still there.  What tells it is a marker, a file
+ * of the data directory that is named for the queue and holds a number:
  *
  * - A worker that gets a signal which the statement has caused (SIGSEGV and
- *	  its like) writes one that convicts the queue at once.
+ *	  its like) writes one that convicts the queue: its breaker is open until
+ *	  batch_reset_breaker().
  *
  * - Other ends cannot be told from those that somebody else has caused, as
  *	  SIGKILL by an administrator or for lack of memory.  After a crash the
  *	  first flushes of each queue leave a marker while they run, with a number
- *	  that grows from crash to crash: the third convicts.  The signal by which
- *	  the postmaster ends the others when one process has crashed, or at an
- *	  immediate stop, takes it away.
+ *	  that grows from crash to crash.  From the third on the queue is suspect:
+ *	  its breaker is open for breaker_recovery, and twice as long after each
+ *	  further crash.  The signal by which the postmaster ends the others when
+ *	  one process has crashed, or at an immediate stop, takes the marker away.
  *
  * Markers are not flushed to disk: what matters here is that processes end.
  * The worker.
@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -35,8 +36,14 @@
 /* Flushes of a queue that leave a marker, after a crash. */
 #define PROBATION_FLUSHES	10
 
-/* Crashes in a row, with a flush of the queue at work, that convict it. */
-#define CONVICTING			3
+/* Crashes in a row, with a flush of the queue at work, that make it suspect. */
+#define SUSPECT				3
+
+/* The number in the marker of a queue that is convicted; others are smaller. */
+#define CONVICTED			127
+
+/* The longest that the breaker of a suspect queue is open, in ms. */
+#define SUSPECT_MAX			(24 * 60 * 60 * 1000.0)
 
 /* The marker of the flush that runs, or an empty string. */
 static char marker[MAXPGPATH] = "";
@@ -87,7 +94,7 @@ static void
 handle_crash(SIGNAL_ARGS)
 {
 	if (marker[0] != '\0' && batcher_executor_phase != BATCHER_PHASE_OUTSIDE)
-		write_marker(CONVICTING);
+		write_marker(CONVICTED);
 	(void) raise(postgres_signal_arg);
 }
 
@@ -138,10 +145,17 @@ batcher_probation_look(BatcherLaneView *view)
 	pg_atomic_write_u32(&lane->probation,
 						number > 0 || batcher_shared->after_crash ?
 						PROBATION_FLUSHES : 0);
-	if (number >= CONVICTING)
+	if (number == CONVICTED)
+		batcher_breaker_open(view, "its statement crashed the server", -1);
+	else if (number >= SUSPECT)
 	{
-		batcher_breaker_open(view, "the server crashed while its statement ran");
-		pg_atomic_write_u64(&lane->breaker_until, BATCHER_NEVER);
+		char	   *reason = psprintf("the server crashed %d times in a row while it was flushed",
+									  number);
+		double		recovery = view->def->options.breaker_recovery;
+
+		batcher_breaker_open(view, reason,
+							 Min(ldexp(recovery, number - SUSPECT), SUSPECT_MAX));
+		pfree(reason);
 	}
 }
 
@@ -155,7 +169,8 @@ batcher_probation_begin(BatcherLaneView *view)
 
 	marker_path(view, marker);
 	if (pg_atomic_read_u32(&lane->probation) > 0)
-		write_marker(Min(pg_atomic_read_u32(&lane->crashes) + 1, CONVICTING));
+		write_marker(Min(pg_atomic_read_u32(&lane->crashes) + 1,
+						 CONVICTED - 1));
 }
 
 /*

@@ -48,7 +48,7 @@ arm($node, 'executing=crash');
 sql($node, q(SELECT batch_enqueue('bad', '1')));
 wait_crash_over($node, $position);
 wait_sql($node, q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'bad'));
-is(breaker('bad'), 'open|the server crashed while its statement ran|infinity',
+is(breaker('bad'), 'open|its statement crashed the server|infinity',
 	'the breaker is open, and does not close by itself');
 disarm($node);
 sql($node, q(SELECT batch_enqueue('good', '2')));
@@ -68,16 +68,23 @@ is(markers(), 0, 'the marker is gone');
 is(sql($node, q(SELECT breaker_state FROM batcher.status WHERE queue = 'bad')),
 	'closed', 'the breaker is closed');
 
-# A SIGKILL may have come from anybody: only the third in a row convicts.
+# A SIGKILL may have come from anybody: from the third in a row on the queue is
+# held for a time.
+sql($node, q(
+SELECT batch_alter_queue('bad', options => '{"breaker_recovery": "1 h"}')));
 $position = log_position($node);
 arm($node, 'executing=kill');
 sql($node, q(SELECT batch_enqueue('bad', '3')));
 $node->wait_for_log(
-	qr/breaker of queue "bad" is open: the server crashed/, $position);
+	qr/breaker of queue "bad" is open: the server crashed 3 times in a row/, $position);
 wait_sql($node, q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'bad'));
 my $log = slurp_file($node->logfile, $position);
 my $killed = () = $log =~ /"batcher worker".* was terminated by signal 9/g;
 is($killed, 3, 'three workers were killed');
+is( sql(
+		$node, q(
+SELECT next_flush_at < now() + '1 h' FROM batcher.status WHERE queue = 'bad')),
+	't', 'the breaker is open for a time');
 disarm($node);
 
 # Other processes that are killed do not speak against a statement.
