@@ -35,6 +35,9 @@ BEGIN
     RETURN false;
 END $$;
 
+-- A worker serves them all.
+SELECT ff_until($$SELECT bool_and(worker_pid IS NOT NULL) FROM batcher.status$$);
+
 -- All rows fail: they wait, and are tried again as a whole.
 SELECT batch_enqueue_many('ff', '{-1,-2,-3}') AS rows, batch_enqueue_many('ff memory', '{-4,-5,-6}') AS others;
 SELECT batch_flush('ff', '0'), batch_flush('ff memory', '0');
