@@ -113,6 +113,8 @@ typedef struct BatcherLaneView
 	int			nimmediate;		/* chunks taken with immediate rows, about */
 	bool		has_void;		/* a look met a VOID chunk: sweep */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
+	bool		held_back;		/* look also when any chunk is decided: one
+								 * holds back rows that are due */
 	uint64		asked_upto;		/* flush_upto, when the last batch was gathered */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
 	HTAB	   *retries;		/* see retry.c; NULL: none */

@@ -51,6 +51,9 @@ typedef struct Selection
 								 * only such as have not failed */
 	TimestampTz retry_next;		/* found: when the first other one is due */
 	TimestampTz oldest_at;		/* found: oldest commit of those looked at */
+	TimestampTz held_at;		/* found: the same of those that undecided
+								 * chunks hold back; 0: some are immediate */
+	BatcherKeySet undecided;	/* keys of undecided chunks */
 	BatcherChunk *immediate;	/* only immediate rows of this chunk ... */
 	BatcherKeySet *keys;		/* ... and rows of these keys */
 } Selection;
@@ -88,15 +91,23 @@ is_selected(BatcherLaneView *view, Selection *sel, BatcherKeySet *held,
 	{
 		if (sel->retry_by != 0)
 			return false;
-		key = held->table || sel->keys ? batcher_row_key(chunk, row) : NULL;
+		key = held->table || sel->undecided.table || sel->keys ?
+			batcher_row_key(chunk, row) : NULL;
 		if (batcher_keyset_has(held, key))
 			return false;
+		if (batcher_keyset_has(&sel->undecided, key))
+		{
+			sel->held_at = Min(sel->held_at, row->flags & BATCHER_ROW_IMMEDIATE ?
+							   0 : chunk->committed_at);
+			return false;
+		}
 		return sel->immediate == NULL ||
 			(chunk == sel->immediate && (row->flags & BATCHER_ROW_IMMEDIATE)) ||
 			batcher_keyset_has(sel->keys, key);
 	}
 	key = batcher_row_key(chunk, row);
-	if (batcher_keyset_has(held, key))
+	if (batcher_keyset_has(held, key) ||
+		batcher_keyset_has(&sel->undecided, key))
 		return false;
 	batcher_keyset_add(held, key);
 	if (retry_at <= sel->retry_by)
@@ -115,7 +126,7 @@ select_rows(BatcherLaneView *view, Selection *sel)
 	BatcherChunk *chunk;
 
 	batch->rows = palloc(allocated * sizeof(BatcherBatchRow));
-	batch->oldest_at = sel->oldest_at = BATCHER_NEVER;
+	batch->oldest_at = sel->oldest_at = sel->held_at = BATCHER_NEVER;
 	for (chunk = first_chunk(view); chunk && batch->nrows < sel->max_rows;
 		 chunk = next_chunk(view, chunk))
 	{
@@ -124,7 +135,7 @@ select_rows(BatcherLaneView *view, Selection *sel)
 		int			i;
 
 		if (state == BATCHER_CHUNK_COMMITTING)
-			hold_keys(&held, chunk);
+			hold_keys(&sel->undecided, chunk);
 		else if (state == BATCHER_CHUNK_VOID)
 			view->has_void = true;
 		if (state != BATCHER_CHUNK_COMMITTED || chunk->number >= sel->below)
@@ -153,47 +164,80 @@ select_rows(BatcherLaneView *view, Selection *sel)
 	return batch;
 }
 
+/*
+ * The first chunk with immediate rows that nothing holds back, their keys in
+ * 'keys'; NULL, and then view->nimmediate is set, if there is none.
+ */
+static BatcherChunk *
+find_immediate(BatcherLaneView *view, BatcherKeySet *keys)
+{
+	BatcherKeySet held = {NULL};
+	BatcherChunk *found = NULL;
+	BatcherChunk *chunk;
+	int			left = 0;
+
+	for (chunk = first_chunk(view); chunk && found == NULL;
+		 chunk = next_chunk(view, chunk))
+	{
+		uint32		state = pg_atomic_read_u32(&chunk->state);
+		bool		immediate = chunk->flags & BATCHER_CHUNK_IMMEDIATE;
+		BatcherRow *row = batcher_chunk_first(chunk);
+		int			i;
+
+		if (state == BATCHER_CHUNK_COMMITTING)
+		{
+			hold_keys(&held, chunk);
+			left += immediate;
+		}
+		/* other rows are of interest if they are tried again */
+		if (state != BATCHER_CHUNK_COMMITTED || chunk->nlive == 0 ||
+			(!immediate && view->retry_next == BATCHER_NEVER))
+			continue;
+		for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+		{
+			text	   *key = batcher_row_key(chunk, row);
+
+			if (row->flags & BATCHER_ROW_DONE)
+				continue;
+			if (batcher_retry_at(view, chunk, row) != BATCHER_NO_RETRY)
+				batcher_keyset_add(&held, key);
+			else if (row->flags & BATCHER_ROW_IMMEDIATE)
+			{
+				if (batcher_keyset_has(&held, key))
+				{
+					left++;
+					continue;
+				}
+				found = chunk;
+				batcher_keyset_add(keys, key);
+			}
+		}
+	}
+	if (found == NULL)
+		view->nimmediate = left;
+	return found;
+}
+
 /* A batch of the first immediate rows and of what waits with their keys. */
 static BatcherBatch *
-select_immediate(BatcherLaneView *view, int max_rows)
+gather_immediate(BatcherLaneView *view, int max_rows)
 {
 	Selection	sel = {
 		.max_rows = max_rows,
 		.below = PG_UINT64_MAX
 	};
 	BatcherKeySet keys = {NULL};
-	BatcherChunk *chunk;
-	BatcherRow *row;
-	int			left = 0;
-	int			i;
+	BatcherBatch *batch;
 
-	for (chunk = first_chunk(view); chunk && sel.immediate == NULL;
-		 chunk = next_chunk(view, chunk))
-	{
-		if (!(chunk->flags & BATCHER_CHUNK_IMMEDIATE) || chunk->nlive == 0)
-			continue;
-		if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTING)
-			left++;
-		if (pg_atomic_read_u32(&chunk->state) != BATCHER_CHUNK_COMMITTED)
-			continue;
-		row = batcher_chunk_first(chunk);
-		for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
-		{
-			if ((row->flags & BATCHER_ROW_DONE) ||
-				!(row->flags & BATCHER_ROW_IMMEDIATE) ||
-				batcher_retry_at(view, chunk, row) != BATCHER_NO_RETRY)
-				continue;
-			sel.immediate = chunk;
-			batcher_keyset_add(&keys, batcher_row_key(chunk, row));
-		}
-	}
-	if (sel.immediate == NULL)
-	{
-		view->nimmediate = left;
+	if (view->nimmediate == 0)
 		return NULL;
-	}
+	sel.immediate = find_immediate(view, &keys);
+	if (sel.immediate == NULL)
+		return NULL;
 	sel.keys = &keys;
-	return select_rows(view, &sel);
+	batch = select_rows(view, &sel);
+	batch->reason = BATCHER_REASON_IMMEDIATE;
+	return batch->nrows > 0 ? batch : NULL;
 }
 
 /* Count what the taken list has of immediate chunks, after it has changed. */
@@ -310,6 +354,9 @@ gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows, bool force,
 	view->deadline = Min(due, view->retry_next);
 	pg_atomic_write_u64(&lane->next_flush_at,
 						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
+	view->held_back = sel.held_at != BATCHER_NEVER &&
+		(force || force_below > 0 || sel.held_at == 0 ||
+		 batcher_clock_add_ms(sel.held_at, options->flush_interval) <= now);
 	if (batch->nrows == 0)
 		return NULL;
 	if (force || (force_below > 0 && has_rows_below(view, force_below)))
@@ -340,6 +387,7 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 	bool		forced;
 
 	view->deadline = BATCHER_NEVER;
+	view->held_back = false;
 	take_inbox(view);
 
 	batch = gather_purge(view);
@@ -374,15 +422,9 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 	if (batch)
 		return batch;
 
-	if (view->nimmediate > 0)
-	{
-		batch = select_immediate(view, max_rows);
-		if (batch && batch->nrows > 0)
-		{
-			batch->reason = BATCHER_REASON_IMMEDIATE;
-			return batch;
-		}
-	}
+	batch = gather_immediate(view, max_rows);
+	if (batch)
+		return batch;
 	return gather_rows(view, now, max_rows, draining,
 					   asked ? flush_upto : 0);
 }

@@ -12,8 +12,9 @@
  * Waking the owner: 'armed' says that the owner will look at the lane by
  * itself within the window, so a committer that finds it set does nothing.
  * The owner clears it only before it goes to sleep without a timer for the
- * lane, then looks once more.  Both sides use full barriers, so that not both
- * can miss the other.
+ * lane, or while an undecided chunk holds back rows that are due, and looks
+ * once more then.  Both sides use full barriers, so that not both can miss the
+ * other.
  */
 #include "postgres.h"
 

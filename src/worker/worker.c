@@ -108,6 +108,13 @@ serve_lane(BatcherLaneView *view, bool draining)
 	return more;
 }
 
+/* Will we look at the lane by ourselves, soon enough for all that can come? */
+static bool
+looks_by_itself(BatcherLaneView *view)
+{
+	return view->deadline != BATCHER_NEVER && !view->held_back;
+}
+
 /*
  * Say how committers are to wake us for a lane that has nothing due: by
  * itself we look at its deadline; without one the next commit wakes us.  True
@@ -122,7 +129,7 @@ arm_lane(BatcherLaneView *view)
 
 	pg_atomic_write_u64(&lane->wake_at, held ? PG_UINT64_MAX :
 						view->def->options.flush_size);
-	if (held || view->deadline != BATCHER_NEVER)
+	if (held || looks_by_itself(view))
 	{
 		pg_atomic_write_u32(&lane->armed, 1);
 		return false;
@@ -130,7 +137,7 @@ arm_lane(BatcherLaneView *view)
 	(void) pg_atomic_exchange_u32(&lane->armed, 0);
 	if (serve_lane(view, false))
 		return true;
-	if (view->deadline != BATCHER_NEVER)
+	if (looks_by_itself(view))
 		pg_atomic_write_u32(&lane->armed, 1);
 	return false;
 }
