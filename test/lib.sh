@@ -67,13 +67,14 @@ apt_install()
 }
 
 # Install what is missing of the named packages and of those that every script
-# needs.  Debian makes and starts a cluster when the server's package comes
+# needs; with BATCHER_NO_INSTALL they are taken to be there.  Debian makes and starts a cluster when the server's package comes
 # onto a machine; nobody asked us for that, so it is switched off while our
 # own installation runs.
 ensure_packages()
 {
 	local p missing=() conf=/etc/postgresql-common/createcluster.conf
 
+	[ -z "${BATCHER_NO_INSTALL:-}" ] || return 0
 	for p in "postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR" \
 		gcc make libc6-dev perl procps util-linux "$@"; do
 		package_there "$p" || missing+=("$p")

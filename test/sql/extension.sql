@@ -6,8 +6,10 @@ RESET client_min_messages;
 -- It never takes over a schema, and the functions cannot go into its own.
 CREATE EXTENSION batcher SCHEMA batcher;
 CREATE SCHEMA batcher;
+\set VERBOSITY terse
 CREATE EXTENSION batcher;
 CREATE EXTENSION batcher SCHEMA batcher;
+\set VERBOSITY default
 DROP SCHEMA batcher;
 
 -- A creation that rolls back.

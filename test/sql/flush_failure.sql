@@ -40,7 +40,9 @@ SELECT ff_until($$SELECT bool_and(worker_pid IS NOT NULL) FROM batcher.status$$)
 
 -- All rows fail: they wait, and are tried again as a whole.
 SELECT batch_enqueue_many('ff', '{-1,-2,-3}') AS rows, batch_enqueue_many('ff memory', '{-4,-5,-6}') AS others;
+\set VERBOSITY terse
 SELECT batch_flush('ff', '0'), batch_flush('ff memory', '0');
+\set VERBOSITY default
 SELECT ff_until($$SELECT bool_and(batches_failed >= 2) FROM batcher.stat_queue WHERE queue <> 'ff good'$$);
 SELECT count(*) FROM ff_target;
 SELECT queue, payload, attempts FROM batcher.pending ORDER BY ticket;

@@ -112,7 +112,9 @@ SELECT count(*) FROM batcher.queue WHERE queue = 'op bad';
 SELECT name, boot_val, unit, context, vartype, min_val, max_val
     FROM pg_settings WHERE name LIKE 'batcher.%' AND name <> 'batcher.debug_points'
     ORDER BY name COLLATE "C";
+\set VERBOSITY sqlstate
 SET batcher.enqueue_timeout = '-1';
+\set VERBOSITY default
 SET batcher.flush_interval = '1s';
 SET batcher.no_such_setting = 1;
 

@@ -217,14 +217,17 @@ CALL tx_show();
 -- Parallel workers: a function that is wrongly marked.
 CREATE FUNCTION tx_wrong(n int) RETURNS bigint PARALLEL SAFE LANGUAGE plpgsql
     AS 'BEGIN RETURN batch_enqueue(''tx'', to_jsonb(n)); END';
+-- (16 has given the setting another name)
+SELECT name AS parallel_setting FROM pg_settings
+    WHERE name IN ('force_parallel_mode', 'debug_parallel_query') \gset
 BEGIN;
-SET LOCAL force_parallel_mode = regress;
+SELECT set_config(:'parallel_setting', 'regress', true);
 SELECT tx_wrong(120);
 \echo :SQLSTATE
 ROLLBACK;
 -- It is not asked to run in one when it is rightly marked.
 BEGIN;
-SET LOCAL force_parallel_mode = regress;
+SELECT set_config(:'parallel_setting', 'regress', true);
 SELECT batch_enqueue('tx', '121') > 0 AS has_ticket;
 SELECT batch_enqueue('tx memory', '-121') > 0 AS has_ticket;
 COMMIT;

@@ -31,7 +31,7 @@ $node->start;
 # Both are taken by a parallel query.
 sql(
 	$node, q(
-CREATE TABLE hog AS SELECT FROM generate_series(1, 1000);
+CREATE TABLE hog AS SELECT FROM generate_series(1, 100000);
 ALTER TABLE hog SET (parallel_workers = 2);
 ));
 

@@ -26,8 +26,9 @@ my $collect = collect_statement();
 my $init = { extra => [ '--locale', 'C', '--encoding', 'UTF8' ] };
 my $checksums = `initdb --help` =~ /--no-data-checksums/;
 
-foreach my $mode ('link', $old_prefix ? 'copy' : ())
+sub upgrade
 {
+	my ($mode) = @_;
 	my $old = new_node(
 		"old_$mode", q(
 batcher.flush_interval = '10ms'
@@ -91,7 +92,8 @@ SELECT string_agg(concat_ws(' ', queue, owner, flush_sql, search_path, options,
 		"shared_preload_libraries = 'batcher'\nmax_worker_processes = 16\nbatcher.flush_interval = '10ms'\n"
 	);
 	chdir $PostgreSQL::Test::Utils::tmp_check;
-	command_ok(
+
+	my ($said, $err) = run_command(
 		[
 			'pg_upgrade', '--no-sync', $mode eq 'link' ? '--link' : (),
 			'-d', $old->data_dir, '-D', $new->data_dir,
@@ -99,8 +101,22 @@ SELECT string_agg(concat_ws(' ', queue, owner, flush_sql, search_path, options,
 			'-B', $new->config_data('--bindir'),
 			'-p', $old->port, '-P', $new->port,
 			'-s', $new->host
-		],
-		"$mode: pg_upgrade");
+		]);
+	if ($said !~ /^Upgrade Complete/m)
+	{
+		my $log = join '', map { slurp_file($_) }
+		  glob $new->data_dir . '/pg_upgrade_output.d/*/log/*.log';
+
+		# A minor release may store what those of other majors know only from
+		# the same day on.
+		if ($log =~ /ERROR:  (unrecognized parameter .*)/)
+		{
+			diag("skipped: the new server is older than the old one: $1");
+			Test::More->builder->skip("$mode: pg_upgrade");
+			return;
+		}
+	}
+	like($said, qr/^Upgrade Complete/m, "$mode: pg_upgrade") or diag($said);
 	$new->start;
 	is(sql($new, $oids), $old_oids, "$mode: databases keep their OIDs");
 	is(sql($new, $definitions), $defined, "$mode: queues are as they were");
@@ -132,5 +148,8 @@ WHERE n <= before)),
 	is(sql($new, 'SELECT count(*) FROM batcher.spool'),
 		'0', "$mode: the spool is empty");
 	$new->stop;
+	return;
 }
+
+upgrade($_) foreach ('link', $old_prefix ? 'copy' : ());
 done_testing();

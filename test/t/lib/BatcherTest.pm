@@ -56,7 +56,7 @@ sub new_node
 	my $node =
 	  PostgreSQL::Test::Cluster->new($name, %{ $params{new} || {} });
 
-	$node->init(%{ $params{init} || {} });
+	$node->init(extra => [ '--encoding', 'UTF8' ], %{ $params{init} || {} });
 	$node->append_conf(
 		'postgresql.conf', qq(
 shared_preload_libraries = 'batcher'
@@ -138,7 +138,8 @@ sub wait_sql
 
 =item wait_drained(node, queue...)
 
-Wait until no row of these queues waits any more.
+Wait until no row of these queues waits any more, in the spool either: after a
+crash batcher.status does not know yet what is there.
 
 =cut
 
@@ -150,7 +151,10 @@ sub wait_drained
 	wait_sql(
 		$node, qq(
 SELECT count(*) = ) . scalar(@queues) . qq( FROM batcher.status
-WHERE queue IN ($names) AND pending = 0 AND NOT is_flushing));
+WHERE queue IN ($names) AND pending = 0 AND NOT is_flushing
+	AND NOT EXISTS (SELECT FROM batcher.spool s
+		JOIN batcher.queue_definition d ON d.id = s.queue_id
+		WHERE d.name = queue)));
 	return;
 }
 
