@@ -121,6 +121,8 @@ typedef struct BatcherLaneView
 	TimestampTz retry_next;		/* when the first of them is due */
 	int			passing;		/* flushes in a row that failed as a whole, by
 								 * what may pass */
+	int			reopened;		/* times in a row that the breaker has opened
+								 * again after it was half open */
 	BatcherStep step;			/* how far flushing has degraded */
 	TimestampTz step_at;		/* and when it last did */
 	void		(*report) (BatcherSharedQueue *queue, int rows);	/* says what
@@ -163,7 +165,7 @@ extern BatcherIsolation *batcher_isolation_new(BatcherLaneView *view,
 											   ErrorData *error,
 											   BatcherFault fault);
 extern bool batcher_isolation_run(BatcherIsolation *iso);
-extern void batcher_isolation_finish(BatcherIsolation *iso);
+extern void batcher_isolation_finish(BatcherIsolation *iso, bool committed);
 extern bool batcher_isolation_counts(BatcherIsolation *iso);
 extern ErrorData *batcher_isolation_error(BatcherIsolation *iso,
 										  BatcherFault *fault);
@@ -179,10 +181,11 @@ extern TimestampTz batcher_retry_at(BatcherLaneView *view,
 									const BatcherChunk *chunk,
 									const BatcherRow *row);
 extern void batcher_retry_add(BatcherLaneView *view, uint64 ticket,
-							  int attempts, BatcherFault convicted,
+							  int attempts, bool alone, BatcherFault fault,
 							  double random);
-extern BatcherFault batcher_retry_convicted(BatcherLaneView *view,
-											uint64 ticket);
+extern bool batcher_retry_alone(BatcherLaneView *view, uint64 ticket,
+								BatcherFault *fault);
+extern void batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket);
 extern void batcher_retry_remove(BatcherLaneView *view, uint64 ticket);
 extern void batcher_retry_force(BatcherLaneView *view);
 extern int64 batcher_retry_count(BatcherLaneView *view);

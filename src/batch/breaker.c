@@ -5,12 +5,14 @@
  * Closed, it counts the failed flushes in a row; at breaker_threshold, or at
  * once by a failure of the statement itself, it opens.  Open, nothing is
  * flushed for breaker_recovery, and rows gather.  Then it is half open: small
- * batches are tried; breaker_probes of them close it, and a failed one opens
+ * batches are tried, twice as large after each that failed; breaker_probes of them close it, and a failed one opens
  * it again.  Its state is in shared memory, so that everybody can see it, and
  * is changed by the worker that owns the lane, and by who closes it by hand
  * (batcher_lane_reset_breaker).
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "base/clock.h"
 #include "batch/batch.h"
@@ -41,7 +43,8 @@ batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 			pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_HALF_OPEN);
 			/* FALLTHROUGH */
 		case BATCHER_BREAKER_HALF_OPEN:
-			return Min(max_rows, PROBE_ROWS);
+			/* more after each probe that failed: other rows may pass */
+			return (int) Min(max_rows, ldexp(PROBE_ROWS, view->reopened));
 	}
 	return max_rows;
 }
@@ -93,6 +96,7 @@ batcher_breaker_note_success(BatcherLaneView *view)
 		(void) pg_atomic_fetch_sub_u32(&lane->probes_left, 1);
 	else
 	{
+		view->reopened = 0;
 		pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
 		ereport(LOG,
 				(errmsg("breaker of queue \"%s\" is closed", view->def->name)));
@@ -112,6 +116,8 @@ batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
 
 	if (state == BATCHER_BREAKER_OPEN)
 		return;
+	if (state == BATCHER_BREAKER_HALF_OPEN)
+		view->reopened = Min(view->reopened + 1, 20);
 	if (state == BATCHER_BREAKER_HALF_OPEN)
 		batcher_breaker_open(view, message, recovery);
 	else if (failures >= view->def->options.breaker_threshold)

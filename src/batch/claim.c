@@ -177,7 +177,10 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 	return true;
 }
 
-/* Store the rows of a claimed chunk that stay. */
+/*
+ * Store the rows of a claimed chunk that stay.  What was read back goes on
+ * having no home, but for that of the large transaction that it is part of.
+ */
 static void
 keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
 		  Relation spool, uint64 home)
@@ -194,7 +197,8 @@ keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
 			skip[n++] = batch->rows[i].row;
 	}
 	batcher_spool_write(spool, view->queue->key.queue_id, chunk, skip, n,
-						chunk->flags & BATCHER_CHUNK_PRIVATE ? 0 : home,
+						chunk->flags & BATCHER_CHUNK_PRIVATE ?
+						Min(batcher_private_chunk(chunk)->home, 0) : home,
 						by ? by : "", &claim->new_tid);
 }
 

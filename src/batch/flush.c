@@ -47,6 +47,8 @@ typedef struct Try
 	BatcherIsolation *iso;		/* NULL: the batch as a whole */
 	ErrorData  *error;			/* what it failed with */
 	BatcherFault fault;
+	bool		rows_seen_to;	/* it was given up, and each row that failed is
+								 * tried again by itself */
 	TimestampTz started;
 } Try;
 
@@ -192,7 +194,7 @@ finish_batch(Try *t)
 	/* counted before anybody who waits can see that it is over */
 	report_batch(view, batch, t->started, batcher_clock_now());
 	if (t->iso)
-		batcher_isolation_finish(t->iso);
+		batcher_isolation_finish(t->iso, true);
 	batcher_settle_tidy(view, batch);
 	if (view->def->flush_sql)
 		batcher_message_add(view, batch);
@@ -306,10 +308,11 @@ put_off_lane(BatcherLaneView *view)
 
 /*
  * A transaction was given up: no row has passed, and nobody is charged.  It is
- * tried again later, or the breaker opens.
+ * tried again later, or the breaker opens.  'counts': it is a failed flush for
+ * the breaker.
  */
 static void
-note_given_up(Try *t)
+note_given_up(Try *t, bool counts)
 {
 	BatcherLaneView *view = t->view;
 	const char *message = error_message(t->error);
@@ -320,7 +323,10 @@ note_given_up(Try *t)
 		return;
 	}
 	batcher_count(view->queue, BATCHER_ROWS_RETRIED, t->batch->nrows);
-	note_failed_flush(view, message);
+	if (counts)
+		note_failed_flush(view, message);
+	if (t->rows_seen_to && t->fault != BATCHER_FAULT_DEFINITION)
+		return;
 	if (t->fault == BATCHER_FAULT_PASSING)
 	{
 		view->passing++;
@@ -353,8 +359,10 @@ isolate_batch(Try *t)
 		{
 			t->error = error;
 			t->fault = fault;
+			t->rows_seen_to = t->batch->reason == BATCHER_REASON_RETRY;
+			batcher_isolation_finish(t->iso, false);
 		}
-		note_given_up(t);
+		note_given_up(t, counts);
 	}
 	else if (result == FLUSH_DONE && t->batch->nflushed == 0 &&
 			 t->batch->nrows > 0 && counts)
@@ -390,7 +398,7 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 							 t.fault == BATCHER_FAULT_ROW))
 				result = isolate_batch(&t);
 			else
-				note_given_up(&t);
+				note_given_up(&t, true);
 		}
 	}
 	batcher_probation_end(view);
@@ -451,9 +459,26 @@ bury_unreadable(const BatcherSpoolEntry *entry, const ErrorData *error)
 	CommitTransactionCommand();
 }
 
-/* Read back from the spool; a failure puts the lane off. */
-static void
-try_refill(BatcherLaneView *view)
+/* Does an error tell that a tuple is damaged, and not what stands around it? */
+static bool
+is_damage(const ErrorData *error)
+{
+	return batcher_spool_unreadable() != NULL &&
+		(error->sqlerrcode == ERRCODE_DATA_CORRUPTED ||
+		 ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION);
+}
+
+/* What came of reading back. */
+typedef enum RefillResult
+{
+	REFILL_DONE,
+	REFILL_AGAIN,				/* a tuple that stood in the way is gone */
+	REFILL_FAILED				/* the lane is put off */
+} RefillResult;
+
+/* Run one of the two steps of reading back; its error, or NULL. */
+static ErrorData *
+try_reading(BatcherLaneView *view, const ErrorData *damage)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
@@ -462,7 +487,10 @@ try_refill(BatcherLaneView *view)
 	PG_TRY();
 	{
 		pgstat_report_activity(STATE_RUNNING, "batcher: reading the spool");
-		batcher_readback_refill(view);
+		if (damage)
+			bury_unreadable(batcher_spool_unreadable(), damage);
+		else
+			batcher_readback_refill(view);
 	}
 	PG_CATCH();
 	{
@@ -471,26 +499,26 @@ try_refill(BatcherLaneView *view)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(cxt);
+	return error;
+}
+
+/* Read back from the spool; a failure puts the lane off. */
+static RefillResult
+refill(BatcherLaneView *view)
+{
+	ErrorData  *error = try_reading(view, NULL);
+
 	if (error == NULL)
-		return;
+		return REFILL_DONE;
 	batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
-	if (batcher_spool_unreadable() == NULL)
+	if (is_damage(error) && try_reading(view, error) == NULL)
 	{
-		put_off_lane(view);
-		return;
-	}
-	PG_TRY();
-	{
-		bury_unreadable(batcher_spool_unreadable(), error);
 		batcher_count(view->queue, BATCHER_ROWS_DEAD, 1);
+		return REFILL_AGAIN;
 	}
-	PG_CATCH();
-	{
-		(void) recover_from_failure(view, cxt, &fault);
-		put_off_lane(view);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(cxt);
+	view->forced_upto = pg_atomic_read_u64(&view->queue->lane.flush_upto);
+	put_off_lane(view);
+	return REFILL_FAILED;
 }
 
 /* Is somebody waiting for rows of the spool, or is it time for them? */
@@ -522,13 +550,14 @@ bool
 batcher_flush_lane(BatcherLaneView *view, bool draining)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
+	RefillResult refilled = REFILL_DONE;
 	BatcherBatch *batch;
 
 	view->deadline = BATCHER_NEVER;
 	if (pg_atomic_read_u32(&lane->frozen) != 0)
 		return false;
 	if (batcher_readback_low(view) && may_read_back(view, draining))
-		try_refill(view);
+		refilled = refill(view);
 
 	batch = batcher_gather(view, batcher_clock_now(), draining);
 	if (view->has_void)
@@ -542,15 +571,20 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 		FlushResult result = flush_batch(view, batch);
 
 		if (result == FLUSH_FAILED)
-			view->deadline = pg_atomic_read_u32(&lane->breaker) ==
-				BATCHER_BREAKER_OPEN ?
+			view->deadline = batcher_lane_breaker_open(lane) &&
+				batch->reason != BATCHER_REASON_PURGE ?
 				pg_atomic_read_u64(&lane->breaker_until) :
 				pg_atomic_read_u64(&lane->retry_at);
 		if (result == FLUSH_FAILED)
 			pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 		batcher_gather_publish(view);
-		return result != FLUSH_FAILED;
+		/* of a retry, each row has a time of its own */
+		return result != FLUSH_FAILED ||
+			batch->reason == BATCHER_REASON_RETRY;
 	}
+	if (refilled == REFILL_FAILED)
+		view->deadline = Min(view->deadline,
+							 (TimestampTz) pg_atomic_read_u64(&lane->retry_at));
 	batcher_gather_publish(view);
-	return false;
+	return refilled == REFILL_AGAIN;
 }

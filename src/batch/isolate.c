@@ -50,6 +50,7 @@ struct BatcherIsolation
 	ErrorData  *first_error;	/* of a row, or of the whole */
 	BatcherFault first_fault;
 	bool		broken;			/* the statement itself is: no row can pass */
+	bool		cut;			/* the time was over before all were tried */
 	int			npieces;		/* that have passed */
 	TimestampTz end;			/* no piece begins after this */
 	BatcherKeySet held;			/* keys of rows that failed */
@@ -115,8 +116,9 @@ try_piece(BatcherIsolation *iso, BatcherBatch *piece, BatcherFault *fault)
 static bool
 is_over(BatcherIsolation *iso)
 {
-	return iso->broken || iso->npieces >= MAX_PIECES ||
-		(iso->first_error && batcher_clock_now() >= iso->end);
+	if (iso->first_error && batcher_clock_now() >= iso->end)
+		iso->cut = true;
+	return iso->broken || iso->cut || iso->npieces >= MAX_PIECES;
 }
 
 static uint64
@@ -214,6 +216,16 @@ try_rows(BatcherIsolation *iso, int first, int n, bool failed)
 	try_rows(iso, first + n / 2, n - n / 2, false);
 }
 
+/* Have others passed where this row has failed with an error of this kind? */
+static bool
+failed_so_alone(BatcherIsolation *iso, BatcherBatchRow *r)
+{
+	BatcherFault fault;
+
+	return batcher_retry_alone(iso->view, row_ticket(r), &fault) &&
+		fault == BATCHER_FAULT_STATEMENT;
+}
+
 /* What becomes of the rows that failed. */
 static void
 judge_rows(BatcherIsolation *iso)
@@ -232,9 +244,7 @@ judge_rows(BatcherIsolation *iso)
 			r->outcome = BATCHER_OUTCOME_PUT_OFF;
 		else if (iso->faults[i] == BATCHER_FAULT_ROW ||
 				 (iso->faults[i] == BATCHER_FAULT_STATEMENT &&
-				  (batch->nflushed > 0 ||
-				   batcher_retry_convicted(iso->view, row_ticket(r)) ==
-				   BATCHER_FAULT_STATEMENT)))
+				  (batch->nflushed > 0 || failed_so_alone(iso, r))))
 			r->outcome = r->row->attempts + 1 >= max_attempts ?
 				BATCHER_OUTCOME_DEAD : BATCHER_OUTCOME_FAILED;
 	}
@@ -302,15 +312,32 @@ batcher_isolation_run(BatcherIsolation *iso)
 	return batch->nrows == 0 || has_effect(batch);
 }
 
+/* A row has failed, in a transaction that was given up. */
+static void
+put_off_uncharged(BatcherIsolation *iso, int index, double random)
+{
+	BatcherBatchRow *r = &iso->batch->rows[index];
+	bool		retry = iso->batch->reason == BATCHER_REASON_RETRY;
+
+	if (iso->errors[index] == NULL || (!retry && !iso->cut))
+		return;
+	if (iso->faults[index] == BATCHER_FAULT_PASSING)
+		batcher_retry_add(iso->view, row_ticket(r), r->row->attempts, false,
+						  BATCHER_FAULT_PASSING, random);
+	else if (retry && iso->faults[index] == BATCHER_FAULT_STATEMENT)
+		batcher_retry_rejoin(iso->view, row_ticket(r));
+}
+
 /*
- * The transaction has committed, or was given up: put off the rows that
- * failed.
+ * The transaction has committed, or was given up: see to it that the rows that
+ * failed are tried again by themselves, and do not stand in the way of others.
  */
 void
-batcher_isolation_finish(BatcherIsolation *iso)
+batcher_isolation_finish(BatcherIsolation *iso, bool committed)
 {
 	BatcherBatch *batch = iso->batch;
 	double		random = pg_prng_double(&pg_global_prng_state);
+	bool		alone = batch->nflushed > 0;
 	int			ndead = 0;
 	int			i;
 
@@ -319,13 +346,12 @@ batcher_isolation_finish(BatcherIsolation *iso)
 	{
 		BatcherBatchRow *r = &batch->rows[i];
 
-		if (r->outcome == BATCHER_OUTCOME_FAILED)
-			batcher_retry_add(iso->view, row_ticket(r), r->row->attempts,
-							  batch->nflushed > 0 ? iso->faults[i] :
-							  BATCHER_FAULT_PASSING, random);
-		else if (r->outcome == BATCHER_OUTCOME_PUT_OFF && batch->nflushed > 0)
-			batcher_retry_add(iso->view, row_ticket(r), 0,
-							  BATCHER_FAULT_PASSING, random);
+		if (!committed)
+			put_off_uncharged(iso, i, random);
+		else if (r->outcome == BATCHER_OUTCOME_FAILED ||
+				 r->outcome == BATCHER_OUTCOME_PUT_OFF)
+			batcher_retry_add(iso->view, row_ticket(r), r->row->attempts, alone,
+							  iso->faults[i], random);
 		else if (r->outcome == BATCHER_OUTCOME_DEAD)
 			ndead++;
 	}
@@ -350,8 +376,7 @@ batcher_isolation_counts(BatcherIsolation *iso)
 
 	for (i = 0; i < batch->nrows; i++)
 	{
-		if (batcher_retry_convicted(iso->view, row_ticket(&batch->rows[i])) ==
-			BATCHER_FAULT_PASSING)
+		if (!batcher_retry_alone(iso->view, row_ticket(&batch->rows[i]), NULL))
 			return true;
 	}
 	return false;

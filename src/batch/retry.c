@@ -21,8 +21,10 @@ typedef struct Retry
 	uint64		ticket;			/* hash key */
 	TimestampTz due;
 	int			delays;			/* how often it has been put off */
-	BatcherFault convicted;		/* its fault, if other rows passed in the flush
-								 * in which it failed; else PASSING */
+	bool		alone;			/* other rows passed in a flush in which it
+								 * failed ... */
+	BatcherFault fault;			/* ... with this */
+	bool		rejoins;		/* it is tried with other rows next */
 } Retry;
 
 /*
@@ -39,20 +41,19 @@ batcher_retry_at(BatcherLaneView *view, const BatcherChunk *chunk,
 	if (view->retries && hash_get_num_entries(view->retries) > 0)
 		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
 	if (retry)
-		return retry->due;
+		return retry->rejoins ? BATCHER_NO_RETRY : retry->due;
 	return row->attempts > 0 ? BATCHER_RETRY_NOW : BATCHER_NO_RETRY;
 }
 
 /*
  * A row has failed: put it off.  'attempts' is how often it has failed by its
- * own fault by now, 0 if it was not at fault; 'convicted' is its fault if
- * other rows passed in that flush, else BATCHER_FAULT_PASSING.  'random', from
- * 0 to 1, is the same for rows that failed together, so that they are tried
- * again together.
+ * own fault by now, 0 if it was not at fault; 'alone': other rows passed in
+ * the flush in which it failed with 'fault'.  'random', from 0 to 1, is the
+ * same for rows that failed together, so that they are tried again together.
  */
 void
 batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
-				  BatcherFault convicted, double random)
+				  bool alone, BatcherFault fault, double random)
 {
 	Retry	   *retry;
 	bool		found;
@@ -73,10 +74,14 @@ batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
 	if (!found)
 	{
 		retry->delays = 0;
-		retry->convicted = BATCHER_FAULT_PASSING;
+		retry->alone = false;
 	}
-	if (convicted != BATCHER_FAULT_PASSING)
-		retry->convicted = convicted;
+	if (alone || !found)
+	{
+		retry->alone = alone;
+		retry->fault = fault;
+	}
+	retry->rejoins = false;
 	retry->delays = Max(retry->delays + 1, attempts);
 	delay = batcher_schedule_retry_delay(&view->def->options, retry->delays,
 										 random);
@@ -85,17 +90,35 @@ batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
 }
 
 /*
- * The fault of a row that failed while others passed; BATCHER_FAULT_PASSING if
- * it has not.
+ * Whether a row has failed in a flush in which others passed; 'fault', unless it
+ * is NULL, is with what.
  */
-BatcherFault
-batcher_retry_convicted(BatcherLaneView *view, uint64 ticket)
+bool
+batcher_retry_alone(BatcherLaneView *view, uint64 ticket, BatcherFault *fault)
 {
 	Retry	   *retry = NULL;
 
 	if (view->retries)
 		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
-	return retry ? retry->convicted : BATCHER_FAULT_PASSING;
+	if (retry == NULL || !retry->alone)
+		return false;
+	if (fault)
+		*fault = retry->fault;
+	return true;
+}
+
+/*
+ * A row has failed by itself with what may be the statement's: only together
+ * with other rows can it be told whose fault it is.
+ */
+void
+batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket)
+{
+	Retry	   *retry;
+
+	batcher_retry_add(view, ticket, 0, false, BATCHER_FAULT_STATEMENT, 0.5);
+	retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
+	retry->rejoins = true;
 }
 
 /*

@@ -74,7 +74,12 @@ insert_dead(Datum *values, char *nulls)
 						  " detail, context, attempts, enqueued_at,"
 						  " enqueued_by, enqueuer, died_at) VALUES ($1, $2,"
 						  " $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-						  " $14, $15)",
+						  " $14, $15)"
+						  " ON CONFLICT (queue_id, ticket) DO UPDATE SET"
+						  " (key, topic, priority, payload, sqlstate, message,"
+						  " detail, context, attempts, enqueued_at,"
+						  " enqueued_by, enqueuer, died_at) = ROW ($3, $4, $5,"
+						  " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
 						  NUM_COLS, types, values, nulls, NULL);
 }
 

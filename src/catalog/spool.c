@@ -100,16 +100,6 @@ batcher_spool_new_version(BatcherSharedDatabase *db, Relation spool)
 #endif
 
 /*
- * Who stores out of line has to have a snapshot.  A server with assertions
- * demands it of whoever might.
- */
-#ifdef USE_ASSERT_CHECKING
-#define WANTS_SNAPSHOT(tuple) true
-#else
-#define WANTS_SNAPSHOT(tuple) ((tuple)->t_len > TOAST_TUPLE_THRESHOLD)
-#endif
-
-/*
  * Store what batcher_spool_form makes of these arguments.  The place goes into
  * 'tid'.  Allocates in the current context.
  */

@@ -327,7 +327,6 @@ batcher_spool_read(Relation spool, HeapTuple tuple)
 	int			n;
 	int			i;
 
-	batcher_catalog_check_columns(RelationGetDescr(spool), NUM_COLS);
 	n = count_rows(tuple, RelationGetDescr(spool));
 	if (n < 1 || n > PG_UINT16_MAX)
 		ereport(ERROR,
@@ -353,6 +352,7 @@ batcher_spool_read(Relation spool, HeapTuple tuple)
 	chunk->enqueued_at = DatumGetTimestampTz(values[COL_ENQUEUED_AT]);
 	chunk->committed_at = chunk->enqueued_at;
 	chunk->tid = tuple->t_self;
+	batcher_private_chunk(chunk)->home = DatumGetInt64(values[COL_HOME]);
 	batcher_private_chunk(chunk)->enqueued_by =
 		TextDatumGetCString(values[COL_ENQUEUED_BY]);
 	pg_atomic_write_u32(&chunk->state, BATCHER_CHUNK_COMMITTED);

@@ -16,6 +16,7 @@
 #include "monitor/monitor.h"
 #include "utils/acl.h"
 #include "utils/array.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 /* Dead letters that are taken out of the table at a time. */
@@ -166,18 +167,23 @@ batcher_retry_dead(PG_FUNCTION_ARGS)
 	Datum		tickets = tickets_argument(fcinfo);
 	int64		after = PG_INT64_MIN;
 	int64		total = 0;
+	MemoryContext cxt;
 	int			n;
 
 	batcher_shmem_require();
 	PreventCommandIfReadOnly("batch_retry_dead()");
 	def = managed_queue(fcinfo);
 	target = batcher_target_find(def->name, strlen(def->name));
+	cxt = AllocSetContextCreate(CurrentMemoryContext, "batcher dead letters",
+								ALLOCSET_DEFAULT_SIZES);
 	do
 	{
+		MemoryContext old = MemoryContextSwitchTo(cxt);
 		BatcherDeadLetter *letters = batcher_dead_take(def->id, tickets, after,
 													   RETRY_AT_ONCE, &n);
 		int			i;
 
+		MemoryContextSwitchTo(old);
 		for (i = 0; i < n; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
@@ -187,8 +193,9 @@ batcher_retry_dead(PG_FUNCTION_ARGS)
 			after = letters[i].row.ticket;
 		}
 		total += n;
-		pfree(letters);
-	} while (n == RETRY_AT_ONCE);
+		MemoryContextReset(cxt);
+	} while (n > 0);			/* fewer than asked for, if others take some */
+	MemoryContextDelete(cxt);
 	PG_RETURN_INT64(total);
 }
 
@@ -216,11 +223,17 @@ Datum
 batcher_reset_breaker(PG_FUNCTION_ARGS)
 {
 	BatcherSharedQueue *queue;
+	BatcherQueueKey key;
 
 	batcher_shmem_require();
 	PreventCommandDuringRecovery("batch_reset_breaker()");
-	queue = batcher_definition_shared(managed_queue(fcinfo));
-	batcher_lane_reset_breaker(&queue->lane);
-	batcher_lane_wake(queue);
+	key = batcher_monitor_key(managed_queue(fcinfo));
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
+		batcher_lane_reset_breaker(&queue->lane);
+	LWLockRelease(&batcher_shared->lock);
+	if (queue)
+		batcher_lane_wake(queue);	/* at worst another one */
 	PG_RETURN_VOID();
 }

@@ -98,6 +98,7 @@ typedef struct BatcherPrivateChunk
 {
 	struct BatcherPrivateChunk *next;
 	char	   *enqueued_by;	/* NULL: the chunk's role tells */
+	int64		home;			/* of the tuple that it was read from */
 	BatcherChunk chunk;			/* the rows follow */
 } BatcherPrivateChunk;
 

@@ -215,10 +215,15 @@ collect_lanes(void)
 	{
 		BatcherDatabaseKey key = queues[i]->key.db;
 		Oid			identity = queues[i]->identity;
+		BatcherSharedLane *lane = &queues[i]->lane;
 		int			slot;
 
-		if (pg_atomic_read_u32(&queues[i]->lane.owner) != 0 ||
-			!batcher_lane_wants_worker(queues[i]) || !database_is_live(key))
+		if (pg_atomic_read_u32(&lane->owner) != 0)
+			continue;
+		/* a lane whose breaker is open is wanted when its time has come */
+		if (batcher_lane_breaker_open(lane))
+			batcher_turn_look_at(pg_atomic_read_u64(&lane->breaker_until));
+		if (!batcher_lane_wants_worker(queues[i]) || !database_is_live(key))
 			continue;
 		slot = batcher_turn_find_worker(key, &identity);
 		if (slot < 0)
