@@ -356,6 +356,26 @@ fetch_chunks(BatcherReadback *rb, Relation spool)
 }
 
 /*
+ * Is it time to look through the spool again?  When all that was found is
+ * fetched and settled; also when what is left of it waits, to be tried again
+ * or for the row of its key that is, and others have come since.
+ */
+static bool
+wants_scan(BatcherLaneView *view)
+{
+	BatcherReadback *rb = view->readback;
+	BatcherPrivateChunk *private;
+	int64		left = 0;
+
+	if (rb->next < rb->nentries)
+		return false;
+	for (private = rb->first; private; private = private->next)
+		left += private->chunk.nlive;
+	return left == 0 ||
+		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) > left;
+}
+
+/*
  * Read more rows of a spilled lane, in a transaction of its own.
  */
 void
@@ -376,9 +396,7 @@ batcher_readback_refill(BatcherLaneView *view)
 	/* another lane may have noticed that the table was rewritten */
 	if (view->readback && view->readback->version != version)
 		batcher_readback_reset(view);
-	if (view->readback == NULL ||
-		(view->readback->next >= view->readback->nentries &&
-		 view->readback->first == NULL))
+	if (view->readback == NULL || wants_scan(view))
 		(void) scan_spool(view, spool, version);
 	if (view->readback)
 		fetch_chunks(view->readback, spool);

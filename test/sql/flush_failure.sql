@@ -61,6 +61,29 @@ SELECT ff_until('SELECT count(*) = 2 FROM ff_target');
 SELECT payload, attempts FROM batcher.pending WHERE queue = 'ff' ORDER BY ticket;
 SELECT rows_failed, rows_dead, batches_split > 0 AS split, rows_tried_alone > 0 AS alone FROM batcher.stat_queue WHERE queue = 'ff';
 
+-- Rows that go on failing like this are tried again by themselves, and stand in
+-- nobody's way.
+SELECT batch_alter_queue('ff', options => '{"breaker_threshold": 2, "flush_interval": "1 ms", "retry_max_delay": "20 ms"}');
+DO $$
+DECLARE
+    tried bigint := (SELECT rows_tried_alone FROM batcher.stat_queue WHERE queue = 'ff');
+    ticket bigint;
+BEGIN
+    FOR n IN 101..110 LOOP
+        ticket := batch_enqueue('ff', to_jsonb(n));
+        COMMIT;
+        IF batch_wait('ff', ticket) <> 'flushed' THEN
+            RAISE 'row % is not flushed', n;
+        END IF;
+        PERFORM ff_until(format('SELECT rows_tried_alone > %s FROM batcher.stat_queue WHERE queue = %L', tried + 3 * (n - 100), 'ff'));
+        COMMIT;
+    END LOOP;
+END $$;
+SELECT breaker_state FROM batcher.status WHERE queue = 'ff';
+SELECT count(*), count(DISTINCT n) FROM ff_target WHERE n > 100;
+DELETE FROM ff_target WHERE n > 100;
+SELECT batch_alter_queue('ff', options => '{"breaker_threshold": 100, "flush_interval": "1 h", "retry_max_delay": null}');
+
 -- What stood in the way is gone: the next tries take all, each row once.
 DROP TRIGGER ff_refuse ON ff_target;
 SELECT batch_flush('ff') IS NOT NULL AS flushed, batch_flush('ff memory') IS NOT NULL AS other;

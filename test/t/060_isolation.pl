@@ -136,6 +136,43 @@ FROM batcher.dead_letter)),
 	sql($node, q(SELECT batch_purge_dead('durable')));
 }
 
+# An error that looks like the statement's, of a row that had failed among
+# others before a restart: nobody knows of that afterwards.  It neither holds up
+# the others nor waits for ever.
+sql(
+	$node, q(
+CREATE FUNCTION deny(id int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+	IF id < 0 THEN
+		RAISE insufficient_privilege;
+	END IF;
+	RETURN id;
+END $$;
+SELECT batch_create_queue('denied', $$INSERT INTO done
+	SELECT 'denied', deny((payload->>'id')::int) FROM batch$$,
+	options => '{"retry_delay": "1 h", "retry_max_delay": "1 h",
+		"breaker_recovery": "20 ms", "breaker_probes": 1}');
+));
+enqueue('denied', 41, -42, 43);
+wait_sql($node, q(SELECT attempts = 1 FROM batcher.pending));
+my $good = 50;
+foreach my $attempt (2, 3)
+{
+	$node->restart;
+	wait_sql($node, q(
+SELECT breaker_opened > 0 FROM batcher.stat_queue WHERE queue = 'denied'));
+	enqueue('denied', $good++, $good++);
+	wait_sql($node, $attempt == 3 ?
+		  q(SELECT count(*) = 1 FROM batcher.dead_letter) :
+		  q(SELECT count(*) = 1 AND bool_and(attempts = 2) FROM batcher.pending));
+	sql($node, q(SELECT batch_reset_stats('denied')));
+}
+wait_drained($node, 'denied');
+is(flushed('denied'), '41 43 50 51 52 53', 'the others are flushed');
+is(sql($node, q(SELECT payload->>'id', attempts FROM batcher.dead_letter)),
+	'-42|3', 'the row is a dead letter');
+sql($node, q(SELECT batch_purge_dead('denied'); SELECT batch_drop_queue('denied')));
+
 # An error outside of the statement is nobody's fault.
 sql(
 	$node, q(
