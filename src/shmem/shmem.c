@@ -116,6 +116,7 @@ init_root(void *place)
 	pg_atomic_init_u64(&batcher_shared->area_used, 0);
 	pg_atomic_init_u64(&batcher_shared->fate_bytes, 0);
 	pg_atomic_init_u32(&batcher_shared->launcher_proc, 0);
+	pg_atomic_init_u32(&batcher_shared->wakeups, 0);
 	pg_atomic_init_u32(&batcher_shared->scan_wanted, 1);
 	pg_atomic_init_u32(&batcher_shared->stopping, 0);
 	ConditionVariableInit(&batcher_shared->room_cv);
@@ -580,24 +581,4 @@ batcher_shmem_report_lost(void)
 				(errmsg_plural("%lld row of non-durable queues is lost",
 							   "%lld rows of non-durable queues are lost",
 							   (unsigned long) lost, (long long) lost)));
-}
-
-/*
- * Set the latch of the process with this PGPROC number + 1; 0 is nobody.  A
- * process that is gone, or another in its place, is woken for nothing.
- */
-void
-batcher_shmem_wake_proc(uint32 proc)
-{
-	if (proc != 0)
-		SetLatch(&ProcGlobal->allProcs[proc - 1].procLatch);
-}
-
-/*
- * Wake the launcher, if there is one.
- */
-void
-batcher_shmem_wake_launcher(void)
-{
-	batcher_shmem_wake_proc(pg_atomic_read_u32(&batcher_shared->launcher_proc));
 }

@@ -335,6 +335,7 @@ typedef struct BatcherShared
 	pg_atomic_uint64 area_used; /* bytes given out */
 	pg_atomic_uint64 fate_bytes;	/* of these, for fates of tickets */
 	pg_atomic_uint32 launcher_proc; /* its PGPROC number + 1 */
+	pg_atomic_uint32 wakeups;	/* how often somebody was woken */
 	pg_atomic_uint32 scan_wanted;	/* databases may have come: look */
 	pg_atomic_uint32 stopping;	/* the server is being stopped */
 	ConditionVariable room_cv;	/* memory became free */
@@ -375,11 +376,14 @@ extern void batcher_shmem_database_remove(BatcherDatabaseKey key);
 extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
 extern BatcherSharedChannel *batcher_shmem_channel(BatcherDatabaseKey db,
 												   const char *channel);
-extern void batcher_shmem_wake_launcher(void);
 extern int	batcher_shmem_place(void);
 extern void batcher_shmem_add_volatile(int64 nrows);
 extern void batcher_shmem_report_lost(void);
+
+/* wake.c */
 extern void batcher_shmem_wake_proc(uint32 proc);
+extern void batcher_shmem_wake_launcher(void);
+extern uint32 batcher_shmem_wakeups(void);
 
 /* The address of something in the area. */
 static inline void *

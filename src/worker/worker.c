@@ -47,6 +47,7 @@
 static int	my_slot = -1;
 static BatcherSharedWorker *my_worker = NULL;
 static MemoryContext turn_cxt = NULL;	/* reset at each turn */
+static uint32 wakeups_seen = 0;	/* batcher_shmem_wakeups at the last turn */
 static volatile sig_atomic_t got_sigterm = false;
 
 static void
@@ -214,6 +215,14 @@ handle_termination(void)
 	proc_exit(0);				/* the launcher is away */
 }
 
+/* Has something come up since the turn began? */
+static bool
+has_news(void)
+{
+	return got_sigterm || InterruptPending || ConfigReloadPending ||
+		batcher_shmem_wakeups() != wakeups_seen;
+}
+
 /* Sleep until there is something to do. */
 static void
 sleep_until(TimestampTz deadline)
@@ -235,6 +244,8 @@ sleep_until(TimestampTz deadline)
 	}
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
+	if (has_news())				/* the latch may have been reset since */
+		return;
 	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 					   (ms >= 0 ? WL_TIMEOUT : 0), ms, wait_event);
 	if (idle && (events & WL_TIMEOUT))
@@ -300,6 +311,7 @@ batcher_worker_main(Datum arg)
 		TimestampTz deadline;
 
 		ResetLatch(MyLatch);
+		wakeups_seen = batcher_shmem_wakeups();
 		QueryCancelPending = false; /* meant for a flush that has ended */
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
