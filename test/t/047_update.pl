@@ -28,6 +28,8 @@ my $script = "$share/extension/batcher--1.0--1.0.1.sql";
 append_to_file(
 	$script, q(
 \echo Use "ALTER EXTENSION batcher UPDATE" to load this file. \quit
+-- In the order in which who enqueues takes locks.
+LOCK TABLE batcher.spool IN ACCESS EXCLUSIVE MODE;
 ALTER TABLE batcher.queue_definition ADD COLUMN note text;
 ALTER TABLE batcher.queue_definition ADD COLUMN rank integer DEFAULT 7;
 ALTER TABLE batcher.spool ADD COLUMN note text;
