@@ -22,7 +22,7 @@ BEGIN
     RETURN false;
 END $$;
 SELECT batch_create_queue('dl', 'INSERT INTO dl_target (n, attempts) SELECT payload::int, batch_attempts FROM batch ORDER BY batch_pos',
-    options => '{"flush_interval": "1 h", "retry_delay": "20 ms", "notify_channel": "dl"}');
+    options => '{"flush_interval": "1 h", "flush_size": 2000, "max_batch_size": 2000, "retry_delay": "20 ms", "notify_channel": "dl"}');
 SELECT batch_create_queue('dl memory', 'INSERT INTO dl_target (n, attempts) SELECT payload::int, batch_attempts FROM batch ORDER BY batch_pos',
     options => '{"flush_interval": "1 h", "retry_delay": "20 ms", "durable": false}');
 

@@ -92,7 +92,10 @@ check_files('after a timeout');
 # A worker that is ended in the middle.
 sql(
 	$node, q(
-SELECT batch_alter_queue('q', '{"flush_timeout": "1 h"}')));
+SELECT batch_alter_queue('q', '{"flush_timeout": "1 h"}');
+SELECT batch_purge('q');
+SELECT batch_reset_breaker('q')));
+enqueue(1, 5000);
 sql($node, q(SELECT batch_flush('q', '0')));
 wait_sql($node, q(
 SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'));
