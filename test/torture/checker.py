@@ -233,7 +233,7 @@ class Checker:
         """Purge those that cannot be flushed, let the others go."""
         self.let_go = set()
         for queue, ticket, row, key, n in dead:
-            purge = queue == 'guarded' and is_poison(row)
+            purge = queue == 'guarded' and is_poison((queue, row))
             conn.execute(
                 f"SELECT batch_{'purge' if purge else 'retry'}_dead(%s, %s)",
                 (queue, [ticket]))

@@ -158,7 +158,9 @@ QUEUES = {q.name: q for q in (
     Queue('hoard', dict(flush_interval='500 ms', flush_timeout='1500 ms'),
           durable=False, owner='alice'),
     # Dropped when empty, and made again; dropped and purged with rows in it.
-    Queue('fickle', dict(flush_interval='100 ms'), weight=1),
+    # its dead letters would go with it when it is dropped
+    Queue('fickle', dict(flush_interval='100 ms', max_attempts=1000),
+          weight=1),
     Queue('doomed', dict(flush_interval='300 ms'), weight=1, purged=True),
 )}
 
