@@ -22,7 +22,8 @@ PASSED=0
 FAILED=0
 SKIPPED=0
 
-# A test that waits longer than this for something fails.
+# A test that waits longer than this for something fails, and so do tests that
+# take some times as long together.
 export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-90}
 
 at_exit()
@@ -99,7 +100,7 @@ run_pg_regress()
 	[ $# -gt 0 ] || { note "no tests: $part"; return 0; }
 	out=$WORK/$part
 	as_pg mkdir "$out"
-	as_pg timeout -k 20 420 "$program" --bindir="$PGBIN" --dlpath="$out" \
+	as_pg timeout -k 20 $((PG_TEST_TIMEOUT_DEFAULT * 5)) "$program" --bindir="$PGBIN" --dlpath="$out" \
 		--inputdir="$WORK/tested/test" --outputdir="$out" \
 		--temp-instance="$out/instance" \
 		--temp-config="$WORK/tested/test/extra.conf" \
@@ -203,7 +204,7 @@ PERL
 		TESTDIR="$WORK/tested/test" PG_REGRESS="$PGREGRESS" \
 		TESTDATADIR="$WORK/tested/test/tmp_check" \
 		TESTLOGDIR="$WORK/tested/test/tmp_check/log" \
-		timeout -k 20 660 perl "$WORK/harness.pl" \
+		timeout -k 20 $((PG_TEST_TIMEOUT_DEFAULT * 8)) perl "$WORK/harness.pl" \
 		"${PGREGRESS%/regress/pg_regress}/perl" "$WORK/tap_counts" $files \
 		</dev/null 2>&1 || status=$?
 	line=$(cat "$WORK/tap_counts" 2>/dev/null) || line="0 1 0"
