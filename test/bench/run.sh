@@ -107,6 +107,27 @@ cpu_seconds()
 	awk '{ print $1 / 1e9 }' "/proc/$1/schedstat"
 }
 
+# backend_seconds: how long the sessions that have ended were on a CPU, as far
+# as their parent, the postmaster, knows.
+backend_seconds()
+{
+	awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print ($14 + $15) / hz }' \
+		"/proc/$(head -n 1 "$WORK/$SERVER/postmaster.pid")/stat"
+}
+
+# add_tps_cpu NAME SCRIPT CLIENTS: as add_tps; and keep the microseconds that a
+# transaction takes on a CPU in the server, which other load disturbs less.
+add_tps_cpu()
+{
+	local before
+
+	before=$(backend_seconds)
+	add_tps "${1}_tps" "$2" "$3"
+	add "${1}_cpu" "$(awk -v b="$before" -v a="$(backend_seconds)" \
+		-v n="$(sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' \
+			"$WORK/pgbench.log")" 'BEGIN { printf "%.1f", (a - b) * 1e6 / n }')"
+}
+
 # measure PID STATEMENT...: sets WALL and CPU, how long the statements took in
 # a session of their own, and for how long the process PID was on a CPU then
 # (empty: the session's own process).
@@ -179,7 +200,7 @@ bench_enqueue_volatile_ratio()
 
 bench_enqueue_durable_ratio()
 {
-	local run
+	local run pid before rows
 
 	fresh_server
 	perform "CREATE TABLE d (payload jsonb)"
@@ -190,10 +211,16 @@ bench_enqueue_durable_ratio()
 	script insert <<<"INSERT INTO plain VALUES (:payload);"
 	script durable <<<"SELECT batch_enqueue('durable', :payload);"
 	for ((run = 1; run <= RUNS; run++)); do
-		add_tps message_tps message 32
-		add_tps insert_tps insert 32
-		add_tps durable_tps durable 32
+		add_tps_cpu message message 32
+		add_tps_cpu insert insert 32
+		pid=$(query "SELECT pid FROM batcher.worker WHERE database = 'postgres'
+			LIMIT 1")
+		before=$(cpu_seconds "$pid")
+		add_tps_cpu durable durable 32
 		perform "SELECT batch_flush('durable', '5 min')"
+		rows=$(query "SELECT count(*) FROM d")
+		add worker_cpu "$(awk -v b="$before" -v a="$(cpu_seconds "$pid")" \
+			-v n="$rows" 'BEGIN { printf "%.2f", (a - b) * 1e6 / n }')"
 		perform "TRUNCATE d, plain"
 	done
 	echo "message_tps=$(middle message_tps)"
@@ -204,6 +231,10 @@ bench_enqueue_durable_ratio()
 		"$(middle durable_tps)" "$(middle message_tps)")"
 	echo "enqueue_durable_ratio_insert=$(ratio \
 		"$(middle durable_tps)" "$(middle insert_tps)")"
+	echo "message_cpu_us=$(middle message_cpu)"
+	echo "insert_cpu_us=$(middle insert_cpu)"
+	echo "enqueue_durable_cpu_us=$(middle durable_cpu)"
+	echo "enqueue_durable_worker_cpu_us=$(middle worker_cpu)"
 }
 
 # -- flush_insert_ratio
