@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "base/clock.h"
+#include "base/debug.h"
 #include "batch/batch.h"
 #include "batch/keyset.h"
 #include "utils/memutils.h"
@@ -54,8 +55,9 @@ typedef struct Selection
 	TimestampTz held_at;		/* found: the same of those that undecided
 								 * chunks hold back; 0: some are immediate */
 	BatcherKeySet undecided;	/* keys of undecided chunks */
-	BatcherChunk *immediate;	/* only immediate rows of this chunk ... */
-	BatcherKeySet *keys;		/* ... and rows of these keys */
+	BatcherKeySet *keys;		/* only rows of these keys ... */
+	BatcherChunk *immediate;	/* ... and immediate ones of this chunk that
+								 * have no key */
 } Selection;
 
 /* Note the keys that an undecided chunk holds back. */
@@ -101,9 +103,11 @@ is_selected(BatcherLaneView *view, Selection *sel, BatcherKeySet *held,
 							   0 : chunk->committed_at);
 			return false;
 		}
-		return sel->immediate == NULL ||
-			(chunk == sel->immediate && (row->flags & BATCHER_ROW_IMMEDIATE)) ||
-			batcher_keyset_has(sel->keys, key);
+		if (sel->immediate == NULL)
+			return true;
+		/* if its key was held back, what has held it may be decided by now */
+		return key ? batcher_keyset_has(sel->keys, key) :
+			chunk == sel->immediate && (row->flags & BATCHER_ROW_IMMEDIATE);
 	}
 	key = batcher_row_key(chunk, row);
 	if (batcher_keyset_has(held, key) ||
@@ -235,6 +239,7 @@ gather_immediate(BatcherLaneView *view, int max_rows)
 	if (sel.immediate == NULL)
 		return NULL;
 	sel.keys = &keys;
+	batcher_debug_point("immediate");
 	batch = select_rows(view, &sel);
 	batch->reason = BATCHER_REASON_IMMEDIATE;
 	return batch->nrows > 0 ? batch : NULL;

@@ -1,5 +1,6 @@
 # An immediate row of a key of which a transaction is just committing leaves as
-# soon as that is decided, and holds no other one up.
+# soon as that is decided, and holds no other one up; it does not overtake the
+# rows of that transaction.
 
 use strict;
 use warnings;
@@ -53,6 +54,30 @@ pass('rows of the key leave when it is decided');
 is(sql($node, q(SELECT n FROM batcher.pending p, LATERAL
 	(SELECT (payload->>'n')::int AS n) s)),
 	'1', 'what is not immediate waits');
+
+# A row of a key that was held back when the worker looked, and is not any more
+# when it takes the rows, does not overtake the one that has held it back.
+$session->query_until(
+	qr/^go$/m,
+	qq(\\echo go
+SELECT batch_enqueue('q', '{"n": 6}', 'late');
+));
+wait_point($node, 'commit');
+arm($node, 'immediate=wait');
+sql(
+	$node, q(
+SELECT batch_enqueue('q', '{"n": 7}', 'late', immediate => true),
+	batch_enqueue('q', '{"n": 8}', 'free', immediate => true)));
+wait_point($node, 'immediate');
+release_point($node, 'commit');
+$session->query_safe('SELECT 1');
+disarm($node);
+release_point($node, 'immediate');
+wait_sql($node, q(SELECT count(*) = 1 FROM done WHERE n = 8));
+sql($node, q(SELECT batch_flush('q')));
+is(sql($node, q(SELECT count(*) FROM done WHERE n BETWEEN 6 AND 8)),
+	'3', 'all of them are flushed');
+is(order_faults($node, 'done'), '0', 'rows of a key stay in order');
 
 $session->quit;
 $node->stop;
