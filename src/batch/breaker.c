@@ -70,6 +70,8 @@ batcher_breaker_open(BatcherLaneView *view, const char *reason, double ms)
 						batcher_clock_add_ms(batcher_clock_now(), ms));
 	pg_write_barrier();
 	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_OPEN);
+	/* who waits for a flush waits in vain */
+	ConditionVariableBroadcast(batcher_settled_cv(queue->key.queue_id));
 	batcher_count(queue, BATCHER_BREAKER_OPENED, 1);
 	ereport(LOG,
 			(errmsg("breaker of queue \"%s\" is open: %s",

@@ -139,6 +139,7 @@ extern void batcher_grant_resolve(const BatcherQueueDef *def);
 extern bool batcher_definition_writing; /* our own function writes */
 extern uint64 batcher_change_local; /* grows when this transaction's view of
 									 * the definitions changes */
+extern bool batcher_change_is_open(void);
 extern void batcher_change_freeze(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
 extern void batcher_change_note_altered(BatcherSharedQueue *queue);

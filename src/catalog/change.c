@@ -114,6 +114,16 @@ note_change(void)
 }
 
 /*
+ * Whether this transaction has changed definitions, so that the workers follow
+ * others than it sees.
+ */
+bool
+batcher_change_is_open(void)
+{
+	return changed_level != 0;
+}
+
+/*
  * This transaction made a queue and its shared entry.
  */
 void

@@ -35,16 +35,30 @@ typedef struct LaneNow
 	bool		spilled;
 	bool		frozen;
 	bool		flushing;
+	bool		paused;			/* for the worker, which knows no uncommitted
+								 * change */
+	bool		breaker_open;
 	uint64		settled;
 	uint64		nflushed;
 	uint64		npurged;
 	int			owner_pid;		/* 0: none */
 } LaneNow;
 
+/* Have the workers read the definitions as they are committed now? */
+static bool
+definitions_are_read(BatcherDatabaseKey key)
+{
+	BatcherSharedDatabase *db = batcher_shmem_database(key, false);
+
+	return db && pg_atomic_read_u64(&db->loaded) ==
+		pg_atomic_read_u64(&db->generation);
+}
+
 static LaneNow
 look_at_lane(BatcherQueueKey key)
 {
 	LaneNow		now = {0};
+	bool		read = definitions_are_read(key.db);
 	BatcherSharedQueue *queue;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
@@ -59,6 +73,8 @@ look_at_lane(BatcherQueueKey key)
 		now.spilled = batcher_lane_spilled(lane);
 		now.frozen = pg_atomic_read_u32(&lane->frozen) != 0;
 		now.flushing = pg_atomic_read_u32(&lane->flushing) != 0;
+		now.paused = read && pg_atomic_read_u32(&queue->paused) != 0;
+		now.breaker_open = batcher_lane_breaker_open(lane);
 		now.settled = pg_atomic_read_u64(&lane->settled);
 		now.nflushed = pg_atomic_read_u64(&lane->nflushed);
 		now.npurged = pg_atomic_read_u64(&lane->npurged);
@@ -217,12 +233,13 @@ sleep_for_worker(BatcherQueueKey key, const char *name, long ms)
 }
 
 /*
- * Wait until everything below 'upto' is settled; false if 'end' came before.
+ * Wait until everything below 'upto' is settled; false if 'end' came before,
+ * or if a flush is waited for (not a purge) and nothing is flushed any more.
  * 'now' is how the lane is then.
  */
 static bool
-wait_until_settled(BatcherQueueKey key, const char *name, uint64 upto,
-				   TimestampTz end, LaneNow *now)
+wait_until_settled(BatcherQueueKey key, const char *name, bool purge,
+				   uint64 upto, TimestampTz end, LaneNow *now)
 {
 	bool		settled;
 
@@ -234,7 +251,8 @@ wait_until_settled(BatcherQueueKey key, const char *name, uint64 upto,
 		*now = look_at_lane(key);
 		settled = is_settled(now, upto);
 		ms = batcher_clock_ms_until(end, batcher_clock_now());
-		if (settled || ms == 0)
+		if (settled || ms == 0 ||
+			(!purge && (now->paused || now->breaker_open)))
 			break;
 		(void) sleep_for_worker(key, name, ms);
 	}
@@ -257,6 +275,47 @@ typedef struct FlushRequest
 	const char *name;
 	LaneNow		before;			/* how it was when the call began */
 } FlushRequest;
+
+static void
+notice_paused(const char *name, const char *detail)
+{
+	ereport(NOTICE,
+			(errmsg("queue \"%s\" is paused", name),
+			 detail ? errdetail("%s", detail) : 0));
+}
+
+static void
+notice_breaker(const char *name)
+{
+	ereport(NOTICE,
+			(errmsg("breaker of queue \"%s\" is open", name),
+			 errhint("Use batch_reset_breaker() when its cause is mended; the view batcher.status tells it.")));
+}
+
+/* Wait for a flush that was asked for; returns how many rows were flushed. */
+static int64
+wait_for_flush(const FlushRequest *request, uint64 upto, TimestampTz end)
+{
+	LaneNow		now;
+
+	if (!wait_until_settled(request->key, request->name, false, upto, end,
+							&now))
+	{
+		if (now.paused)
+			notice_paused(request->name, batcher_change_is_open() ?
+						  "What this transaction has changed takes effect when it commits." :
+						  NULL);
+		else if (now.breaker_open)
+			notice_breaker(request->name);
+		else
+			ereport(WARNING,
+					(errmsg("queue \"%s\" was not flushed in time",
+							request->name),
+					 now.owner_pid == 0 ?
+					 errdetail("No worker serves the queue; the server's log may tell why.") : 0));
+	}
+	return now.there ? now.nflushed - request->before.nflushed : 0;
+}
 
 PG_FUNCTION_INFO_V1(batcher_flush);
 
@@ -294,18 +353,15 @@ batcher_flush(PG_FUNCTION_ARGS)
 			continue;
 		if (def->paused)
 		{
-			ereport(NOTICE,
-					(errmsg("queue \"%s\" is paused", def->name),
-					 def->pause_reason && strcmp(def->pause_reason, "paused") != 0 ?
-					 errdetail("Reason: %s.", def->pause_reason) : 0));
+			notice_paused(def->name,
+						  def->pause_reason && strcmp(def->pause_reason, "paused") != 0 ?
+						  psprintf("Reason: %s.", def->pause_reason) : NULL);
 			continue;
 		}
 		queue = batcher_definition_shared(def);
 		if (batcher_lane_breaker_open(&queue->lane))
 		{
-			ereport(NOTICE,
-					(errmsg("breaker of queue \"%s\" is open", def->name),
-					 errhint("Use batch_reset_breaker() when its cause is mended; the view batcher.status tells it.")));
+			notice_breaker(def->name);
 			continue;
 		}
 		request->key = queue->key;
@@ -314,19 +370,7 @@ batcher_flush(PG_FUNCTION_ARGS)
 			nrequests++;
 	}
 	for (i = 0; i < nrequests; i++)
-	{
-		FlushRequest *request = &requests[i];
-		LaneNow		now;
-
-		if (!wait_until_settled(request->key, request->name, upto, end, &now))
-			ereport(WARNING,
-					(errmsg("queue \"%s\" was not flushed in time",
-							request->name),
-					 now.owner_pid == 0 ?
-					 errdetail("No worker serves the queue; the server's log may tell why.") : 0));
-		if (now.there)
-			flushed += now.nflushed - request->before.nflushed;
-	}
+		flushed += wait_for_flush(&requests[i], upto, end);
 	PG_RETURN_INT64(flushed);
 }
 
@@ -357,7 +401,7 @@ batcher_purge(PG_FUNCTION_ARGS)
 	upto = batcher_number_take(batcher_catalog_database());
 	if (!ask_worker(key, true, upto, &before))
 		PG_RETURN_INT64(0);
-	(void) wait_until_settled(key, def->name, upto, BATCHER_NEVER, &now);
+	(void) wait_until_settled(key, def->name, true, upto, BATCHER_NEVER, &now);
 	PG_RETURN_INT64(now.there ? now.npurged - before.npurged : 0);
 }
 

@@ -53,6 +53,14 @@ SELECT batch_reset_breaker('br');
 SELECT * FROM batcher.dead_letter;
 RESET ROLE;
 
+-- Who waits for a flush that opens it is told as soon as it does.
+CREATE TABLE br_gone (n int);
+SELECT batch_create_queue('br gone', 'INSERT INTO br_gone SELECT payload::int FROM batch', options => '{"flush_interval": "1 h"}');
+DROP TABLE br_gone;
+SELECT batch_enqueue('br gone', '1') AS gone \gset
+SELECT batch_flush('br gone', '1 h');
+SELECT batch_drop_queue('br gone', force => true);
+
 -- By hand it closes at once, and opens again if nothing has changed.
 SELECT batch_reset_breaker('br');
 SELECT br_until($$SELECT breaker_opened = 2 FROM batcher.stat_queue WHERE queue = 'br'$$);

@@ -44,6 +44,15 @@ ROLLBACK;
 SELECT batch_enqueue('pp', '6') AS ticket \gset
 SELECT batch_wait('pp', :ticket);
 
+-- Nobody waits for what only his own commit can bring.
+SELECT batch_pause('pp');
+SELECT batch_enqueue('pp', '7') AS ticket \gset
+BEGIN;
+SELECT batch_resume('pp');
+SELECT batch_flush('pp', '1 h');
+COMMIT;
+SELECT batch_wait('pp', :ticket);
+
 -- Purge: what waits is thrown away, also while the queue is paused, and what
 -- the own transaction has enqueued is not.
 SELECT batch_pause();
