@@ -414,6 +414,14 @@ COMMENT ON FUNCTION batcher.get_stat_queue() IS
 CREATE VIEW batcher.stat_queue AS SELECT * FROM batcher.get_stat_queue();
 COMMENT ON VIEW batcher.stat_queue IS 'counters of each queue';
 
+CREATE FUNCTION batcher.get_config(
+    queue text, OUT name text, OUT config jsonb)
+RETURNS SETOF record
+LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'batcher_get_config';
+COMMENT ON FUNCTION batcher.get_config(text) IS
+'effective options of a queue, or of all, and where they come from';
+
 CREATE FUNCTION batcher.get_worker(
     OUT pid integer, OUT database text, OUT state text, OUT queue text,
     OUT rows integer, OUT since timestamptz)
@@ -452,6 +460,29 @@ COMMENT ON FUNCTION batcher.get_dead_letter() IS
 CREATE VIEW batcher.dead_letter AS SELECT * FROM batcher.get_dead_letter();
 COMMENT ON VIEW batcher.dead_letter IS
 'rows that failed too often, of the queues that one may manage';
+
+-- What no view has is config; it also says whether the queue may be seen.
+CREATE FUNCTION batch_stats(queue text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE sql VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH one AS (
+        SELECT c.name, to_jsonb(s) || to_jsonb(t)
+            || jsonb_build_object('worker', to_jsonb(w), 'config', c.config)
+            AS stats
+        FROM batcher.get_config($1) AS c
+            JOIN batcher.status AS s ON s.queue = c.name
+            JOIN batcher.stat_queue AS t ON t.queue = c.name
+            LEFT JOIN batcher.worker AS w ON w.pid = s.worker_pid
+    )
+    SELECT CASE WHEN $1 IS NULL
+        THEN coalesce(jsonb_object_agg(name, stats), '{}')
+        ELSE jsonb_agg(stats) -> 0 END
+    FROM one
+$$;
+COMMENT ON FUNCTION batch_stats(text) IS
+'all that is known of a queue, or of all queues, as one object';
 
 GRANT SELECT ON batcher.queue, batcher.option, batcher.status,
     batcher.stat_queue, batcher.worker, batcher.pending, batcher.dead_letter

@@ -65,7 +65,7 @@ format_duration(double ms)
 		if (ms > 0 && fmod(ms, units[i].ms) == 0)
 			return psprintf("%.0f %s", ms / units[i].ms, units[i].name);
 	}
-	return psprintf("%g ms", ms);
+	return psprintf("%.15g ms", ms);
 }
 
 /* A size in its largest even unit, in a form that is also read. */
@@ -139,6 +139,68 @@ batcher_option_limit(const BatcherOption *option, bool upper)
 			break;
 	}
 	return NULL;
+}
+
+/*
+ * The effective value of an option in a form in which it can be given.  One
+ * without a default is null where it has no value.  Allocated in the caller's
+ * context.
+ */
+void
+batcher_option_effective(const BatcherOption *option,
+						 const BatcherOptions *options, JsonbValue *value)
+{
+	const char *member = (const char *) options + option->offset;
+	const char *text = NULL;
+	double		number = 0;
+
+	switch (option->type)
+	{
+		case BATCHER_OPTION_BOOL:
+			value->type = jbvBool;
+			value->val.boolean = *(const bool *) member;
+			return;
+		case BATCHER_OPTION_INT:
+			number = *(const int *) member;
+			break;
+		case BATCHER_OPTION_NUMBER:
+			number = *(const double *) member;
+			break;
+		case BATCHER_OPTION_DURATION:
+			number = *(const double *) member;
+			text = format_duration(number);
+			break;
+		case BATCHER_OPTION_SIZE:
+			number = (double) *(const int64 *) member;
+			text = format_size(number);
+			break;
+		case BATCHER_OPTION_ENUM:
+			number = *(const int *) member;
+			for (const BatcherOptionEnum *e = option->values; e->name; e++)
+			{
+				if (e->value == number)
+					text = e->name;
+			}
+			break;
+		case BATCHER_OPTION_TEXT:
+			text = *(char *const *) member;
+			break;
+	}
+	if (option->fallback == NULL && number == 0 &&
+		(text == NULL || option->type != BATCHER_OPTION_TEXT))
+		value->type = jbvNull;
+	else if (text != NULL)
+	{
+		value->type = jbvString;
+		value->val.string.val = pstrdup(text);
+		value->val.string.len = strlen(text);
+	}
+	else
+	{
+		value->type = jbvNumeric;
+		value->val.numeric = DatumGetNumeric(DirectFunctionCall1(float8_numeric,
+																 Float8GetDatum(number)));
+	}
 }
 
 /*

@@ -9,8 +9,12 @@
  * and raises errors; it runs in the client that makes or alters a queue.
  * batcher_options_resolve() runs wherever a definition is read, also in
  * workers, which must not fail over a value that another version accepted:
- * it takes the default instead.  Both parse with option_value.c, which says
- * no rather than raising an error.
+ * it takes what counts without it instead.  Both parse with option_value.c,
+ * which says no rather than raising an error.
+ *
+ * An effective value is the option that was given, else the preset's, else
+ * the server setting, else the default.  Where two values do not go together,
+ * the weaker of them gives way; only what was given is refused.
  *
  * To add an option: a member of BatcherOptions, a line of the table here,
  * and, where its default depends on others, a line in fill_computed().
@@ -27,8 +31,6 @@
 #define DAY_MS			(24 * 60 * 60 * 1000)
 #define TERABYTE		(1024.0 * 1024.0 * 1024.0 * 1024.0)
 #define MAX_CHANNEL		1024
-#define RETRY_DELAY_MS	500.0
-#define RETRY_MAX_DELAY_MS	60000.0
 
 static bool check_channel(const char *text, char **why);
 static void report_unknown_name(const char *name,
@@ -51,6 +53,9 @@ static const BatcherOptionEnum notify_format_values[] = {
 	#name, type, offsetof(BatcherOptions, name)
 
 const BatcherOption batcher_options[] = {
+	{OPTION(preset, BATCHER_OPTION_ENUM),
+		NULL, false, 0, 0, batcher_presets, NULL,
+	"a named set of values for options that are not given"},
 	{OPTION(durable, BATCHER_OPTION_BOOL),
 		"true", false, 0, 0, NULL, NULL,
 	"whether a committed row survives any crash; if not, it lives in memory only"},
@@ -67,13 +72,13 @@ const BatcherOption batcher_options[] = {
 		"3", false, 1, 1000, NULL, NULL,
 	"times that a row may fail by its own fault before it is a dead letter"},
 	{OPTION(retry_delay, BATCHER_OPTION_DURATION),
-		"500 ms", true, 1, DAY_MS, NULL, NULL,
+		"500 ms", false, 1, DAY_MS, NULL, NULL,
 	"wait before the first retry, give or take a fifth"},
 	{OPTION(retry_backoff, BATCHER_OPTION_NUMBER),
 		"2", false, 1, 100, NULL, NULL,
 	"factor by which the wait grows from one retry to the next"},
 	{OPTION(retry_max_delay, BATCHER_OPTION_DURATION),
-		"1 min", true, 1, DAY_MS, NULL, NULL,
+		"1 min", false, 1, DAY_MS, NULL, NULL,
 	"longest wait before a retry"},
 	{OPTION(flush_timeout, BATCHER_OPTION_DURATION),
 		"60 s", false, 1, DAY_MS, NULL, NULL,
@@ -352,42 +357,117 @@ set_member(BatcherOptions *options, const BatcherOption *option,
 	}
 }
 
+/* Where the effective value of an option is from. */
+static BatcherOptionSource *
+source_of(BatcherOptionSource *sources, const char *name)
+{
+	const BatcherOption *option = find_option(name, strlen(name));
+
+	Assert(option != NULL);
+	return &sources[option - batcher_options];
+}
+
+/*
+ * Two values do not go together: does the first give way?  The weaker one
+ * does, and of equals the first: both are given only where another version
+ * has stored them.  What gives way has its value from where the other has it.
+ */
+static bool
+gives_way(BatcherOptionSource *sources, const char *first, const char *second)
+{
+	BatcherOptionSource *a = source_of(sources, first);
+	BatcherOptionSource *b = source_of(sources, second);
+
+	if (*a <= *b)
+	{
+		*a = *b;
+		return true;
+	}
+	*b = *a;
+	return false;
+}
+
 /*
  * Give the computed options that are not set (0, which none of them can be
- * given as) their values.  The server's settings are such defaults too, so
- * they give way to a given value; and what contradicts itself nevertheless,
- * because another version stored it, is brought to the safer side.  So is a
- * flush_timeout over the limit of today.
+ * given as) their values, and bring together what does not go together.  A
+ * flush_timeout over the limit of today is cut.
  */
 static void
-fill_computed(BatcherOptions *options)
+fill_computed(BatcherOptions *options, BatcherOptionSource *sources)
 {
 	if (options->max_batch_size == 0)
-		options->max_batch_size = Max(batcher_max_batch_size,
-									  options->flush_size);
+	{
+		options->max_batch_size = batcher_max_batch_size;
+		*source_of(sources, "max_batch_size") = BATCHER_SOURCE_SERVER;
+	}
 	if (options->flush_size == 0)
 		options->flush_size = options->max_batch_size;
-	options->flush_size = Min(options->flush_size, options->max_batch_size);
-
-	options->flush_timeout = Min(options->flush_timeout,
-								 batcher_max_flush_timeout);
+	if (options->flush_size > options->max_batch_size)
+	{
+		if (gives_way(sources, "flush_size", "max_batch_size"))
+			options->flush_size = options->max_batch_size;
+		else
+			options->max_batch_size = options->flush_size;
+	}
 
 	if (options->flush_interval == 0)
+	{
 		options->flush_interval = batcher_flush_interval;
+		*source_of(sources, "flush_interval") = BATCHER_SOURCE_SERVER;
+	}
 
-	/* 0: the default, which gives way to the other one if that was given */
-	if (options->retry_delay == 0)
-		options->retry_delay = options->retry_max_delay == 0 ? RETRY_DELAY_MS :
-			Min(RETRY_DELAY_MS, options->retry_max_delay);
-	if (options->retry_max_delay == 0)
-		options->retry_max_delay = RETRY_MAX_DELAY_MS;
-	options->retry_max_delay = Max(options->retry_max_delay,
-								   options->retry_delay);
+	if (options->flush_timeout > batcher_max_flush_timeout)
+	{
+		options->flush_timeout = batcher_max_flush_timeout;
+		*source_of(sources, "flush_timeout") = BATCHER_SOURCE_SERVER;
+	}
+
+	if (options->retry_delay > options->retry_max_delay)
+	{
+		if (gives_way(sources, "retry_delay", "retry_max_delay"))
+			options->retry_delay = options->retry_max_delay;
+		else
+			options->retry_max_delay = options->retry_delay;
+	}
 
 	if (options->when_full == BATCHER_FULL_DEFAULT)
 		options->when_full = BATCHER_FULL_SPILL;
 	if (options->when_full == BATCHER_FULL_SPILL && !options->durable)
 		options->when_full = BATCHER_FULL_WAIT;
+}
+
+/* The effective options, and where each is from. */
+static void
+resolve(Jsonb *stored, BatcherOptions *options, BatcherOptionSource *sources)
+{
+	BatcherOptionValue preset = {0};
+
+	memset(options, 0, sizeof(BatcherOptions));
+	(void) get_stored_by_name(stored, "preset", &preset);
+	for (int i = 0; i < batcher_num_options; i++)
+	{
+		const BatcherOption *option = &batcher_options[i];
+		BatcherOptionValue value;
+		const char *text;
+		char	   *why;
+
+		if (get_stored(stored, option, &value))
+		{
+			set_member(options, option, &value);
+			sources[i] = BATCHER_SOURCE_OPTION;
+			continue;
+		}
+		text = batcher_preset_value((int) preset.number, option->name);
+		sources[i] = text ? BATCHER_SOURCE_PRESET : BATCHER_SOURCE_DEFAULT;
+		if (text == NULL && !option->computed)
+			text = option->fallback;
+		if (text == NULL)
+			continue;
+		if (!batcher_option_parse_text(option, text, &value, &why))
+			Assert(false);
+		set_member(options, option, &value);
+	}
+	fill_computed(options, sources);
 }
 
 /*
@@ -401,22 +481,54 @@ fill_computed(BatcherOptions *options)
 void
 batcher_options_resolve(Jsonb *stored, BatcherOptions *options)
 {
-	memset(options, 0, sizeof(BatcherOptions));
+	BatcherOptionSource sources[lengthof(batcher_options)];
+
+	resolve(stored, options, sources);
+}
+
+static void
+push_string(JsonbParseState **state, JsonbIteratorToken token,
+			const char *string)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, string);
+	value.val.string.len = strlen(string);
+	pushJsonbValue(state, token, &value);
+}
+
+/*
+ * The same as JSON: for each option an object with its effective 'value', in
+ * a form in which it can be given, and the 'source' of that.
+ */
+Jsonb *
+batcher_options_explain(Jsonb *stored)
+{
+	static const char *const names[] = {
+		[BATCHER_SOURCE_DEFAULT] = "default",
+		[BATCHER_SOURCE_SERVER] = "server",
+		[BATCHER_SOURCE_PRESET] = "preset",
+		[BATCHER_SOURCE_OPTION] = "option",
+	};
+	BatcherOptionSource sources[lengthof(batcher_options)];
+	BatcherOptions options;
+	JsonbParseState *state = NULL;
+
+	resolve(stored, &options, sources);
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < batcher_num_options; i++)
 	{
-		const BatcherOption *option = &batcher_options[i];
-		BatcherOptionValue value;
-		char	   *why;
+		JsonbValue	value;
 
-		if (get_stored(stored, option, &value))
-			set_member(options, option, &value);
-		else if (!option->computed && option->fallback != NULL)
-		{
-			if (!batcher_option_parse_text(option, option->fallback,
-										   &value, &why))
-				Assert(false);
-			set_member(options, option, &value);
-		}
+		push_string(&state, WJB_KEY, batcher_options[i].name);
+		pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+		push_string(&state, WJB_KEY, "value");
+		batcher_option_effective(&batcher_options[i], &options, &value);
+		pushJsonbValue(&state, WJB_VALUE, &value);
+		push_string(&state, WJB_KEY, "source");
+		push_string(&state, WJB_VALUE, names[sources[i]]);
+		pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	}
-	fill_computed(options);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }

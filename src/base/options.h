@@ -22,13 +22,23 @@ typedef enum BatcherNotifyFormat
 	BATCHER_NOTIFY_SUMMARY
 } BatcherNotifyFormat;
 
+/* Where an effective value is from; what is later here goes before. */
+typedef enum BatcherOptionSource
+{
+	BATCHER_SOURCE_DEFAULT,
+	BATCHER_SOURCE_SERVER,		/* a setting of the server */
+	BATCHER_SOURCE_PRESET,
+	BATCHER_SOURCE_OPTION		/* it was given */
+} BatcherOptionSource;
+
 /*
  * The effective options of one queue.  What was given is stored as jsonb with
- * the definition; this is that, checked, with server settings and defaults
- * put in.  String members point into memory of the caller's context.
+ * the definition; this is that, checked, with values of the preset, server
+ * settings and defaults put in.  String members point into memory of the caller's context.
  */
 typedef struct BatcherOptions
 {
+	int			preset;			/* see preset.c; 0: none */
 	bool		durable;
 	int			flush_size;		/* rows; never 0 */
 	int			max_batch_size; /* rows */
@@ -100,6 +110,11 @@ extern const int batcher_num_options;
 /* options.c */
 extern Jsonb *batcher_options_merge(Jsonb *stored, Jsonb *given);
 extern void batcher_options_resolve(Jsonb *stored, BatcherOptions *options);
+extern Jsonb *batcher_options_explain(Jsonb *stored);
+
+/* preset.c */
+extern const BatcherOptionEnum batcher_presets[];
+extern const char *batcher_preset_value(int preset, const char *option);
 
 /* option_value.c */
 extern bool batcher_option_parse_text(const BatcherOption *option,
@@ -108,6 +123,9 @@ extern bool batcher_option_parse_text(const BatcherOption *option,
 extern bool batcher_option_parse_json(const BatcherOption *option,
 									  const JsonbValue *value,
 									  BatcherOptionValue *result, char **why);
+extern void batcher_option_effective(const BatcherOption *option,
+									 const BatcherOptions *options,
+									 JsonbValue *value);
 extern void batcher_option_refuse(const BatcherOption *option,
 								  JsonbValue *value,
 								  const char *why);
