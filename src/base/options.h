@@ -53,6 +53,7 @@ typedef struct BatcherOptions
 	int			breaker_probes; /* batches */
 	int64		memory_limit;	/* bytes, 0: only the server's */
 	BatcherWhenFull when_full;	/* never BATCHER_FULL_DEFAULT */
+	double		rate_limit;		/* rows a second, 0: none */
 	char	   *notify_channel; /* NULL: none */
 	BatcherNotifyFormat notify_format;
 } BatcherOptions;

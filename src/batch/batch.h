@@ -98,6 +98,14 @@ typedef struct BatcherReadback BatcherReadback;
 /* The prepared statement: see executor.c. */
 typedef struct BatcherExecutor BatcherExecutor;
 
+/* What the next batch of a lane has to keep to: see schedule.c. */
+typedef struct BatcherLimits
+{
+	int			size;			/* rows at which a flush starts */
+	double		window;			/* ms, after which it starts */
+	TimestampTz rows_at;		/* when more rows may leave, if none may now */
+} BatcherLimits;
+
 /*
  * A lane as its owner sees it: private memory of the worker, rebuilt from
  * shared memory and the spool by the next owner.
@@ -115,6 +123,7 @@ typedef struct BatcherLaneView
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
 	bool		held_back;		/* look also when any chunk is decided: one
 								 * holds back rows that are due */
+	BatcherLimits limits;		/* as of the last look */
 	uint64		asked_upto;		/* flush_upto, when the last batch was gathered */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
 	HTAB	   *retries;		/* see retry.c; NULL: none */
@@ -233,6 +242,11 @@ extern void batcher_readback_survey(BatcherSharedDatabase *db);
 /* schedule.c */
 extern double batcher_schedule_retry_delay(const BatcherOptions *options,
 										   int failures, double random);
+extern int	batcher_schedule_limits(BatcherLaneView *view, TimestampTz now,
+									int max_rows);
+extern bool batcher_schedule_take(BatcherLaneView *view, TimestampTz now,
+								  int nrows);
+extern void batcher_schedule_give_back(BatcherLaneView *view, int nrows);
 
 /* flush.c */
 extern bool batcher_flush_lane(BatcherLaneView *view, bool draining);

@@ -540,6 +540,37 @@ may_read_back(BatcherLaneView *view, bool draining)
 }
 
 /*
+ * Flush a batch that was gathered; as batcher_flush_lane().
+ */
+static bool
+flush_gathered(BatcherLaneView *view, BatcherBatch *batch)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	bool		limited = batch->reason != BATCHER_REASON_PURGE;
+	FlushResult result;
+
+	if (limited &&
+		!batcher_schedule_take(view, batcher_clock_now(), batch->nrows))
+	{
+		view->deadline = view->limits.rows_at;
+		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
+		return false;
+	}
+	result = flush_batch(view, batch);
+	if (limited && result == FLUSH_AGAIN)
+		batcher_schedule_give_back(view, batch->nrows);
+	if (result == FLUSH_FAILED)
+	{
+		view->deadline = batcher_lane_breaker_open(lane) && limited ?
+			pg_atomic_read_u64(&lane->breaker_until) :
+			pg_atomic_read_u64(&lane->retry_at);
+		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
+	}
+	/* of a retry, each row has a time of its own */
+	return result != FLUSH_FAILED || batch->reason == BATCHER_REASON_RETRY;
+}
+
+/*
  * Do the next thing that is due for a lane: flush or purge one batch, or read
  * rows back.  True if something was done, so that there may be more; else
  * view->deadline is when to look again.  'draining': everything is due.  Never
@@ -568,19 +599,10 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 	}
 	if (batch)
 	{
-		FlushResult result = flush_batch(view, batch);
+		bool		more = flush_gathered(view, batch);
 
-		if (result == FLUSH_FAILED)
-			view->deadline = batcher_lane_breaker_open(lane) &&
-				batch->reason != BATCHER_REASON_PURGE ?
-				pg_atomic_read_u64(&lane->breaker_until) :
-				pg_atomic_read_u64(&lane->retry_at);
-		if (result == FLUSH_FAILED)
-			pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 		batcher_gather_publish(view);
-		/* of a retry, each row has a time of its own */
-		return result != FLUSH_FAILED ||
-			batch->reason == BATCHER_REASON_RETRY;
+		return more;
 	}
 	if (refilled == REFILL_FAILED)
 		view->deadline = Min(view->deadline,

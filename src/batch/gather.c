@@ -343,7 +343,6 @@ gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows, bool force,
 			uint64 force_below)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	const BatcherOptions *options = &view->def->options;
 	Selection	sel = {
 		.max_rows = max_rows,
 		.below = PG_UINT64_MAX,
@@ -353,7 +352,7 @@ gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows, bool force,
 	TimestampTz due = BATCHER_NEVER;
 
 	if (batch->nrows > 0)
-		due = batcher_clock_add_ms(batch->oldest_at, options->flush_interval);
+		due = batcher_clock_add_ms(batch->oldest_at, view->limits.window);
 	pg_atomic_write_u64(&lane->oldest_at,
 						sel.oldest_at == BATCHER_NEVER ? 0 : sel.oldest_at);
 	view->deadline = Min(due, view->retry_next);
@@ -361,12 +360,12 @@ gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows, bool force,
 						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
 	view->held_back = sel.held_at != BATCHER_NEVER &&
 		(force || force_below > 0 || sel.held_at == 0 ||
-		 batcher_clock_add_ms(sel.held_at, options->flush_interval) <= now);
+		 batcher_clock_add_ms(sel.held_at, view->limits.window) <= now);
 	if (batch->nrows == 0)
 		return NULL;
 	if (force || (force_below > 0 && has_rows_below(view, force_below)))
 		batch->reason = BATCHER_REASON_FORCED;
-	else if (batch->nrows >= Min(options->flush_size, max_rows))
+	else if (batch->nrows >= view->limits.size)
 		batch->reason = BATCHER_REASON_SIZE;
 	else if (due <= now)
 		batch->reason = BATCHER_REASON_TIME;
@@ -421,6 +420,13 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 	{
 		view->deadline = retry_at;
 		pg_atomic_write_u64(&lane->next_flush_at, retry_at);
+		return NULL;
+	}
+	max_rows = batcher_schedule_limits(view, now, max_rows);
+	if (max_rows == 0)
+	{
+		view->deadline = view->limits.rows_at;
+		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 		return NULL;
 	}
 	batch = gather_retries(view, now, max_rows);

@@ -358,6 +358,7 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u64(&queue->defined_at, 0);
 	pg_atomic_init_u32(&queue->dropped, 0);
 	pg_atomic_init_u64(&queue->batch_number, 0);
+	pg_atomic_init_u64(&queue->rate_empty_at, 0);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
 		pg_atomic_init_u64(&queue->counters[i], 0);
 }

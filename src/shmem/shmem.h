@@ -236,6 +236,8 @@ typedef struct BatcherSharedQueue
 	pg_atomic_uint32 dropped;	/* its drop has committed: a worker may take it
 								 * away; its lane stays frozen */
 	pg_atomic_uint64 batch_number;	/* of the last batch */
+	pg_atomic_uint64 rate_empty_at;	/* the token bucket of rate_limit: see
+									 * batch/schedule.c */
 	pg_atomic_uint64 counters[BATCHER_NUM_COUNTERS];
 	BatcherSharedFates fates;
 	TimestampTz last_error_at;	/* 0: none */

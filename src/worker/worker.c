@@ -129,7 +129,7 @@ arm_lane(BatcherLaneView *view)
 		pg_atomic_read_u32(&lane->frozen) != 0;
 
 	pg_atomic_write_u64(&lane->wake_at, held ? PG_UINT64_MAX :
-						view->def->options.flush_size);
+						view->limits.size);
 	if (held || looks_by_itself(view))
 	{
 		pg_atomic_write_u32(&lane->armed, 1);
