@@ -80,7 +80,7 @@ ensure_packages()
 
 	[ -z "${BATCHER_NO_INSTALL:-}" ] || return 0
 	for p in "postgresql-$PG_MAJOR" "postgresql-server-dev-$PG_MAJOR" \
-		gcc make libc6-dev perl procps util-linux "$@"; do
+		gcc make libc6-dev zlib1g-dev perl procps util-linux "$@"; do
 		package_there "$p" || missing+=("$p")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0

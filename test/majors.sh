@@ -26,7 +26,8 @@ KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # package is run, so there is no user, no alternative, no cache of libraries.
 PACKAGES="base-files base-passwd bash coreutils dash debianutils diffutils
 	findutils gawk gcc grep gzip hostname libc-bin libc6-dev libipc-run-perl
-	libpam-modules make mount perl procps sed tar tzdata util-linux"
+	libpam-modules make mount perl procps sed tar tzdata util-linux
+	zlib1g-dev"
 
 at_exit()
 {

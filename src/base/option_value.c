@@ -107,6 +107,8 @@ batcher_option_type_name(BatcherOptionType type)
 			return "enum";
 		case BATCHER_OPTION_TEXT:
 			return "text";
+		case BATCHER_OPTION_JSON:
+			return "jsonb";
 	}
 	elog(ERROR, "unrecognized type of option: %d", (int) type);
 	return NULL;				/* keep compiler quiet */
@@ -136,6 +138,7 @@ batcher_option_limit(const BatcherOption *option, bool upper)
 			return psprintf(limit == 1 ? "%.0f byte" : "%.0f bytes", limit);
 		case BATCHER_OPTION_BOOL:
 		case BATCHER_OPTION_ENUM:
+		case BATCHER_OPTION_JSON:
 			break;
 	}
 	return NULL;
@@ -185,6 +188,12 @@ batcher_option_effective(const BatcherOption *option,
 		case BATCHER_OPTION_TEXT:
 			text = *(char *const *) member;
 			break;
+		case BATCHER_OPTION_JSON:
+			value->type = jbvBinary;
+			value->val.binary.data = &(*(Jsonb *const *) member)->root;
+			value->val.binary.len = VARSIZE(*(Jsonb *const *) member) -
+				VARHDRSZ;
+			return;
 	}
 	if (option->fallback == NULL && number == 0 &&
 		(text == NULL || option->type != BATCHER_OPTION_TEXT))
@@ -289,12 +298,34 @@ batcher_option_parse_text(const BatcherOption *option, const char *text,
 			result->number = strlen(text);
 			result->text = pstrdup(text);
 			break;
+		case BATCHER_OPTION_JSON:	/* a default: what is given is no text */
+			result->json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+															  CStringGetDatum(text)));
+			return true;
 	}
 
 	/* Written so that NaN is out of range. */
 	if (!(result->number >= option->min && result->number <= option->max))
 		return false;
 	return option->check == NULL || option->check(text, why);
+}
+
+/* Is this an object whose values are texts? */
+static bool
+is_object_of_texts(Jsonb *json)
+{
+	JsonbIterator *it = JsonbIteratorInit(&json->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_OBJECT(json))
+		return false;
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_VALUE && value.type != jbvString)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -332,12 +363,18 @@ batcher_option_parse_json(const BatcherOption *option, const JsonbValue *value,
 		case jbvString:
 			if (option->type == BATCHER_OPTION_BOOL ||
 				option->type == BATCHER_OPTION_INT ||
-				option->type == BATCHER_OPTION_NUMBER)
+				option->type == BATCHER_OPTION_NUMBER ||
+				option->type == BATCHER_OPTION_JSON)
 				return false;
 			return batcher_option_parse_text(option,
 											 pnstrdup(value->val.string.val,
 													  value->val.string.len),
 											 result, why);
+		case jbvBinary:
+			if (option->type != BATCHER_OPTION_JSON)
+				return false;
+			result->json = JsonbValueToJsonb(unconstify(JsonbValue *, value));
+			return is_object_of_texts(result->json);
 		default:
 			return false;
 	}
@@ -354,6 +391,8 @@ describe_values(const BatcherOption *option)
 	{
 		case BATCHER_OPTION_BOOL:
 			return pstrdup("true or false");
+		case BATCHER_OPTION_JSON:
+			return pstrdup("an object whose values are texts");
 		case BATCHER_OPTION_INT:
 			kind = "an integer";
 			break;

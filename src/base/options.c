@@ -31,8 +31,10 @@
 #define DAY_MS			(24 * 60 * 60 * 1000)
 #define TERABYTE		(1024.0 * 1024.0 * 1024.0 * 1024.0)
 #define MAX_CHANNEL		1024
+#define MAX_FIELD		1024
 
 static bool check_channel(const char *text, char **why);
+static bool check_group_by(const char *text, char **why);
 static void report_unknown_name(const char *name,
 								int len);
 
@@ -46,6 +48,14 @@ static const BatcherOptionEnum when_full_values[] = {
 static const BatcherOptionEnum notify_format_values[] = {
 	{"none", BATCHER_NOTIFY_NONE},
 	{"summary", BATCHER_NOTIFY_SUMMARY},
+	{"rows", BATCHER_NOTIFY_ROWS},
+	{"groups", BATCHER_NOTIFY_GROUPS},
+	{NULL, 0}
+};
+
+static const BatcherOptionEnum notify_encoding_values[] = {
+	{"json", BATCHER_ENCODING_JSON},
+	{"zlib", BATCHER_ENCODING_ZLIB},
 	{NULL, 0}
 };
 
@@ -103,10 +113,19 @@ const BatcherOption batcher_options[] = {
 	"the most rows that are flushed in a second"},
 	{OPTION(notify_channel, BATCHER_OPTION_TEXT),
 		NULL, false, 1, MAX_CHANNEL, NULL, check_channel,
-	"channel of the messages, in which \"{queue}\" stands for the queue's name"},
+	"channel of the messages; \"{queue}\", \"{topic}\" and \"{key}\" in it are replaced"},
 	{OPTION(notify_format, BATCHER_OPTION_ENUM),
 		"summary", false, 0, 0, notify_format_values, NULL,
-	"what is sent after a flush: \"none\" or \"summary\""}
+	"what is sent after a flush: \"none\", \"summary\", \"rows\" or \"groups\""},
+	{OPTION(notify_group_by, BATCHER_OPTION_TEXT),
+		"event", false, 1, MAX_FIELD, NULL, check_group_by,
+	"field of the payload by which \"groups\" groups rows"},
+	{OPTION(notify_names, BATCHER_OPTION_JSON),
+		"{}", false, 0, 0, NULL, NULL,
+	"names of the events that \"groups\" makes of several rows"},
+	{OPTION(notify_encoding, BATCHER_OPTION_ENUM),
+		"json", false, 0, 0, notify_encoding_values, NULL,
+	"\"zlib\": compress rows and events where that makes fewer messages"}
 };
 
 const int	batcher_num_options = lengthof(batcher_options);
@@ -125,33 +144,50 @@ find_option(const char *name, int len)
 }
 
 /*
- * A BatcherOption.check: a channel names no placeholder but {queue}.  What
- * cannot be one, because no brace closes it, is refused too: it is a slip of
- * the pen, and the sender need not decide what it means.
+ * A BatcherOption.check: a channel names no unknown placeholder.  What cannot
+ * be one, because no brace closes it, is refused too: it is a slip of the pen,
+ * and the sender need not decide what it means.
  */
 static bool
 check_channel(const char *text, char **why)
 {
+	static const char *const known[] = {"{queue}", "{topic}", "{key}"};
 	const char *begin = text;
 
 	while ((begin = strchr(begin, '{')) != NULL)
 	{
 		const char *end = strchr(begin, '}');
+		int			i;
 
 		if (end == NULL)
 		{
 			*why = pstrdup("A \"{\" in it has no \"}\".");
 			return false;
 		}
-		if (strncmp(begin, "{queue}", end - begin + 1) != 0)
+		for (i = 0; i < lengthof(known); i++)
 		{
-			*why = psprintf("The placeholder \"%s\" is unknown; the known one is \"{queue}\".",
+			if (strncmp(begin, known[i], end - begin + 1) == 0)
+				break;
+		}
+		if (i == lengthof(known))
+		{
+			*why = psprintf("The placeholder \"%s\" is unknown; the known ones are \"{queue}\", \"{topic}\" and \"{key}\".",
 							pnstrdup(begin, end - begin + 1));
 			return false;
 		}
 		begin = end + 1;
 	}
 	return true;
+}
+
+/* A BatcherOption.check: rows are not grouped by what counts a group. */
+static bool
+check_group_by(const char *text, char **why)
+{
+	if (strcmp(text, "batch_count") != 0)
+		return true;
+	*why = pstrdup("That is the field in which an event has the number of its rows.");
+	return false;
 }
 
 /*
@@ -336,7 +372,8 @@ set_member(BatcherOptions *options, const BatcherOption *option,
 	char	   *member = (char *) options + option->offset;
 
 	StaticAssertStmt(sizeof(BatcherWhenFull) == sizeof(int) &&
-					 sizeof(BatcherNotifyFormat) == sizeof(int),
+					 sizeof(BatcherNotifyFormat) == sizeof(int) &&
+					 sizeof(BatcherNotifyEncoding) == sizeof(int),
 					 "enums are set as integers");
 	switch (option->type)
 	{
@@ -356,6 +393,9 @@ set_member(BatcherOptions *options, const BatcherOption *option,
 			break;
 		case BATCHER_OPTION_TEXT:
 			*(char **) member = value->text;
+			break;
+		case BATCHER_OPTION_JSON:
+			*(Jsonb **) member = value->json;
 			break;
 	}
 }

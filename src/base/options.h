@@ -19,7 +19,9 @@ typedef enum BatcherWhenFull
 typedef enum BatcherNotifyFormat
 {
 	BATCHER_NOTIFY_NONE,
-	BATCHER_NOTIFY_SUMMARY
+	BATCHER_NOTIFY_SUMMARY,
+	BATCHER_NOTIFY_ROWS,
+	BATCHER_NOTIFY_GROUPS
 } BatcherNotifyFormat;
 
 /* Where an effective value is from; what is later here goes before. */
@@ -30,6 +32,12 @@ typedef enum BatcherOptionSource
 	BATCHER_SOURCE_PRESET,
 	BATCHER_SOURCE_OPTION		/* it was given */
 } BatcherOptionSource;
+
+typedef enum BatcherNotifyEncoding
+{
+	BATCHER_ENCODING_JSON,
+	BATCHER_ENCODING_ZLIB
+} BatcherNotifyEncoding;
 
 /*
  * The effective options of one queue.  What was given is stored as jsonb with
@@ -56,6 +64,9 @@ typedef struct BatcherOptions
 	double		rate_limit;		/* rows a second, 0: none */
 	char	   *notify_channel; /* NULL: none */
 	BatcherNotifyFormat notify_format;
+	char	   *notify_group_by;
+	Jsonb	   *notify_names;	/* an object of texts */
+	BatcherNotifyEncoding notify_encoding;
 } BatcherOptions;
 
 /* Types of option values. */
@@ -67,7 +78,8 @@ typedef enum BatcherOptionType
 	BATCHER_OPTION_DURATION,	/* double, ms */
 	BATCHER_OPTION_SIZE,		/* int64, bytes */
 	BATCHER_OPTION_ENUM,
-	BATCHER_OPTION_TEXT
+	BATCHER_OPTION_TEXT,
+	BATCHER_OPTION_JSON			/* an object of texts */
 } BatcherOptionType;
 
 typedef struct BatcherOptionEnum
@@ -98,11 +110,12 @@ typedef struct BatcherOption
 	const char *description;
 } BatcherOption;
 
-/* A value parsed: 'text' for texts, 'number' for every other type. */
+/* A value parsed: 'text', 'json', or, for the other types, 'number'. */
 typedef struct BatcherOptionValue
 {
 	double		number;
 	char	   *text;
+	Jsonb	   *json;
 } BatcherOptionValue;
 
 extern const BatcherOption batcher_options[];

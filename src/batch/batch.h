@@ -221,13 +221,19 @@ extern void batcher_executor_forget_session(void);
 extern void batcher_executor_install(void);
 
 /* message.c */
-extern void batcher_message_add(BatcherLaneView *view, BatcherBatch *batch);
+extern void batcher_message_begin(BatcherLaneView *view);
+extern int	batcher_message_made(void);
+extern void batcher_message_cut(int n);
+extern void batcher_message_complete(BatcherLaneView *view,
+									 BatcherBatch *batch);
+extern void batcher_message_keep(void);
 extern void batcher_message_send(void);
-extern void batcher_message_notify(BatcherLaneView *view,
-								   BatcherBatch *batch);
 extern bool batcher_message_wanted(const BatcherQueueDef *def);
 extern void batcher_message_recover(BatcherLaneView *view);
 extern void batcher_message_install(void);
+
+/* payload.c */
+extern void batcher_payload_make(BatcherLaneView *view, BatcherBatch *batch);
 
 /* readback.c */
 extern void batcher_readback_refill(BatcherLaneView *view);

@@ -327,9 +327,8 @@ settle(BatcherLaneView *view, BatcherBatch *batch)
 		batcher_shmem_add_volatile(-nvolatile);
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, from_memory);
 	(void) pg_atomic_fetch_sub_u64(&lane->nspilled, from_spool);
-	if (batch->nflushed > 0 && view->def->flush_sql &&
-		batcher_message_wanted(view->def))
-		(void) pg_atomic_fetch_add_u32(&lane->unsent, 1);
+	if (view->def->flush_sql)
+		(void) pg_atomic_fetch_add_u32(&lane->unsent, batcher_message_made());
 	count_outcomes(view->queue, batch);
 }
 

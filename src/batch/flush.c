@@ -82,10 +82,13 @@ execute_batch(Try *t)
 		batch->nflushed = batch->nrows;
 		if (view->def->flush_sql)
 			batcher_executor_run(view, batch, view->def->options.flush_timeout);
-		else
-			batcher_message_notify(view, batch);
 	}
 	batcher_executor_forget_session();
+	if (worth)
+	{
+		batcher_payload_make(view, batch);
+		batcher_message_complete(view, batch);
+	}
 	return worth;
 }
 
@@ -99,6 +102,7 @@ run_batch(Try *t)
 	FlushResult result = FLUSH_DONE;
 
 	batch->nflushed = 0;
+	batcher_message_begin(view);
 	/* with the lock, so that who drops the queue waits for us, or we see it */
 	if (pg_atomic_read_u32(&view->queue->lane.frozen) != 0 ||
 		pg_atomic_read_u64(&view->db->generation) != view->generation)
@@ -197,7 +201,7 @@ finish_batch(Try *t)
 		batcher_isolation_finish(t->iso, true);
 	batcher_settle_tidy(view, batch);
 	if (view->def->flush_sql)
-		batcher_message_add(view, batch);
+		batcher_message_keep();
 }
 
 /*

@@ -1,13 +1,15 @@
 /*
  * message.c
- *	  Telling listeners, with one NOTIFY for a batch.
+ *	  Telling listeners, after the commit, with numbered messages.
  *
  * A transaction that has notified holds a lock on the whole server's queue of
  * notifications from just before its commit record until that is on disk.  So
  * messages do not go out with the data: they are remembered, and sent after
  * the data is durably committed, in a short transaction of their own that
  * does not wait for the disk; messages of several queues share one.  Only a
- * queue that has no statement claims and notifies in one transaction.
+ * queue that has no statement claims and notifies in one transaction.  They
+ * are made in the flush (payload.c, executor.c), because its rows are gone
+ * afterwards, and numbered when they are sent.
  *
  * The messages of a channel are numbered in the order in which they are sent.
  * The number is given in the sending transaction, under a heavyweight lock of
@@ -20,83 +22,101 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/debug.h"
-#include "batch/batch.h"
+#include "batch/json.h"
+#include "batch/message.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
-#include "common/pg_prng.h"
 #include "lib/ilist.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
-#include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/json.h"
-#include "utils/jsonb.h"
 #include "utils/memutils.h"
-#include "utils/numeric.h"
 #include "utils/timestamp.h"
 
-/* The server's limit is 8000 bytes with the terminating zero. */
-#define MESSAGE_MAX		7999
-
-/* A message that is to be sent, or is being sent. */
+/*
+ * A message.  An object is given its number when it is sent; a text is sent as
+ * it is, and not counted.
+ */
 typedef struct Message
 {
 	dlist_node	node;
+	slist_node	sent_node;		/* on the list of those that are being sent */
 	char		channel[NAMEDATALEN];
-	char		queue_name[NAMEDATALEN];
 	BatcherQueueKey queue;
-	uint64		batch;
-	int			count;			/* rows */
-	TimestampTz at;
+	Jsonb	   *object;			/* or */
+	char	   *text;
+	bool		dated;			/* the object gets "at" */
+	bool		remembered;		/* counted in lane.unsent */
+	int			saved;			/* rows that need no message of their own */
+	int			bytes;			/* of what was sent */
+	BatcherSharedQueue *shared; /* when it was sent; stays, because we own its
+								 * lane; or NULL */
 } Message;
 
-/* A message that the transaction in progress sends if it commits. */
-typedef struct GivenNumber
+/* The count of a channel in the transaction that sends. */
+typedef struct Count
 {
-	slist_node	node;
-	BatcherSharedChannel *channel;
-	uint64		seq;
-	BatcherSharedQueue *queue;	/* stays, because we own its lane; or NULL */
-	int			count;			/* rows */
-	int			bytes;
-	bool		remembered;		/* counted in lane.unsent */
-} GivenNumber;
+	char		channel[NAMEDATALEN];	/* hash key, must be first */
+	uint64		epoch;
+	uint64		seq;			/* of the last message */
+} Count;
 
-/* Waiting to be sent; in a context of their own, which is reset then. */
+/* Those of the flush in progress, in a context of their own. */
+static struct
+{
+	MemoryContext cxt;
+	BatcherQueueKey queue;
+	dlist_head	list;
+	int			n;
+}			made;
+
+/* Waiting to be sent; in contexts below this one, which is reset then. */
 static dlist_head messages = DLIST_STATIC_INIT(messages);
 static MemoryContext message_cxt = NULL;
 
-/* In TopTransactionContext. */
-static slist_head given = SLIST_STATIC_INIT(given);
+/* What the transaction in progress sends if it commits. */
+static slist_head sent = SLIST_STATIC_INIT(sent);
+static HTAB *counts = NULL;		/* in TopTransactionContext */
+static BatcherDatabaseKey counts_db;
 
 static void
 message_xact_callback(XactEvent event, void *arg)
 {
+	HASH_SEQ_STATUS status;
 	slist_iter	iter;
+	Count	   *count;
 
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
 		return;
+	if (event == XACT_EVENT_COMMIT && counts)
+	{
+		hash_seq_init(&status, counts);
+		while ((count = hash_seq_search(&status)) != NULL)
+			batcher_shmem_channel_write(counts_db, count->channel,
+										count->epoch, count->seq);
+	}
 	if (event == XACT_EVENT_COMMIT)
 	{
-		slist_foreach(iter, &given)
+		slist_foreach(iter, &sent)
 		{
-			GivenNumber *g = slist_container(GivenNumber, node, iter.cur);
+			Message    *m = slist_container(Message, sent_node, iter.cur);
 
-			g->channel->seq = Max(g->channel->seq, g->seq);
-			if (g->queue == NULL)
+			if (m->shared == NULL)
 				continue;
-			if (g->remembered)
-				(void) pg_atomic_fetch_sub_u32(&g->queue->lane.unsent, 1);
-			batcher_count(g->queue, BATCHER_MESSAGES_SENT, 1);
-			batcher_count(g->queue, BATCHER_MESSAGES_SAVED, g->count - 1);
-			batcher_count(g->queue, BATCHER_MESSAGE_BYTES, g->bytes);
+			if (m->remembered)
+				(void) pg_atomic_fetch_sub_u32(&m->shared->lane.unsent, 1);
+			batcher_count(m->shared, BATCHER_MESSAGES_SENT, 1);
+			batcher_count(m->shared, BATCHER_MESSAGES_SAVED, m->saved);
+			batcher_count(m->shared, BATCHER_MESSAGE_BYTES, m->bytes);
 		}
 	}
-	slist_init(&given);
+	slist_init(&sent);
+	counts = NULL;
 }
 
 /*
@@ -110,31 +130,6 @@ batcher_message_install(void)
 										ALLOCSET_DEFAULT_SIZES);
 }
 
-/* The channel of a queue's messages: {queue} replaced, and never unusable. */
-static void
-expand_channel(const BatcherQueueDef *def, char *channel)
-{
-	const char *p = def->options.notify_channel;
-	StringInfoData s;
-
-	initStringInfo(&s);
-	while (*p)
-	{
-		if (strncmp(p, "{queue}", 7) == 0)
-		{
-			appendStringInfoString(&s, def->name);
-			p += 7;
-		}
-		else
-			appendStringInfoChar(&s, *p++);
-	}
-	if (s.len == 0 || s.len > BATCHER_NAME_MAX)
-		strlcpy(channel, def->name, NAMEDATALEN);
-	else
-		strlcpy(channel, s.data, NAMEDATALEN);
-	pfree(s.data);
-}
-
 /*
  * Whether the batches of a queue are announced.
  */
@@ -145,30 +140,79 @@ batcher_message_wanted(const BatcherQueueDef *def)
 		def->options.notify_format != BATCHER_NOTIFY_NONE;
 }
 
-static void
-fill_message(Message *message, BatcherLaneView *view, BatcherBatch *batch)
+/*
+ * A flush begins: what was made for the one before, which has failed, is
+ * forgotten.
+ */
+void
+batcher_message_begin(BatcherLaneView *view)
 {
-	expand_channel(view->def, message->channel);
-	strlcpy(message->queue_name, view->def->name, NAMEDATALEN);
-	message->queue = view->queue->key;
-	message->batch = batch->number;
-	message->count = batch->nflushed;
-	message->at = batcher_clock_now();
+	if (made.cxt == NULL)
+		made.cxt = AllocSetContextCreate(TopMemoryContext,
+										 "batcher messages of a flush",
+										 ALLOCSET_DEFAULT_SIZES);
+	else
+		MemoryContextReset(made.cxt);
+	dlist_init(&made.list);
+	made.n = 0;
+	made.queue = view->queue->key;
 }
 
 /*
- * Remember that a committed batch is to be announced.
+ * How many messages the flush in progress has made so far.
+ */
+int
+batcher_message_made(void)
+{
+	return made.n;
+}
+
+/*
+ * Only the first 'n' messages of the flush in progress stay.
  */
 void
-batcher_message_add(BatcherLaneView *view, BatcherBatch *batch)
+batcher_message_cut(int n)
 {
-	Message    *message;
+	while (made.n > n)
+	{
+		(void) dlist_delete(dlist_tail_node(&made.list));
+		made.n--;
+	}
+}
 
-	if (!batcher_message_wanted(view->def) || batch->nflushed == 0)
-		return;
-	message = MemoryContextAlloc(message_cxt, sizeof(Message));
-	fill_message(message, view, batch);
-	dlist_push_tail(&messages, &message->node);
+static Message *
+add_message(const char *channel)
+{
+	Message    *m = MemoryContextAllocZero(made.cxt, sizeof(Message));
+
+	strlcpy(m->channel, channel, NAMEDATALEN);
+	m->queue = made.queue;
+	dlist_push_tail(&made.list, &m->node);
+	made.n++;
+	return m;
+}
+
+/*
+ * Add a message to those of the flush in progress: an object, which is to be
+ * numbered, and dated.
+ */
+void
+batcher_message_add_object(const char *channel, Jsonb *object, bool dated)
+{
+	Message    *m = add_message(channel);
+
+	m->object = MemoryContextAlloc(made.cxt, VARSIZE(object));
+	memcpy(m->object, object, VARSIZE(object));
+	m->dated = dated;
+}
+
+/*
+ * Add a message that is sent as it is.
+ */
+void
+batcher_message_add_text(const char *channel, const char *text)
+{
+	add_message(channel)->text = MemoryContextStrdup(made.cxt, text);
 }
 
 /* Numbers of this database's channels are given under this lock. */
@@ -179,133 +223,164 @@ lock_sender(void)
 					   1, ExclusiveLock);
 }
 
-/* The next number of a channel in this transaction. */
-static GivenNumber *
-give_number(const Message *message)
+/* The count of a message's channel in this transaction, one further. */
+static Count *
+next_count(const Message *m)
 {
-	GivenNumber *number = MemoryContextAlloc(TopTransactionContext,
-											 sizeof(GivenNumber));
-	slist_iter	iter;
+	HASHCTL		ctl;
+	Count	   *count;
+	bool		found;
 
-	number->channel = batcher_shmem_channel(message->queue.db,
-											message->channel);
-	number->seq = number->channel->seq + 1;
-	number->queue = batcher_shmem_queue(message->queue);
-	number->count = message->count;
-	number->bytes = 0;
-	number->remembered = false;
-	slist_foreach(iter, &given)
+	if (counts == NULL)
 	{
-		GivenNumber *other = slist_container(GivenNumber, node, iter.cur);
-
-		if (other->channel == number->channel)
-			number->seq = Max(number->seq, other->seq + 1);
+		ctl.keysize = NAMEDATALEN;
+		ctl.entrysize = sizeof(Count);
+		ctl.hcxt = TopTransactionContext;
+		counts = hash_create("batcher counts", 64, &ctl,
+							 HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+		counts_db = m->queue.db;
 	}
-	slist_push_head(&given, &number->node);
-	return number;
+	count = hash_search(counts, m->channel, HASH_ENTER, &found);
+	if (!found)
+		batcher_shmem_channel_read(m->queue.db, m->channel, &count->epoch,
+								   &count->seq);
+	count->seq++;
+	return count;
 }
 
-static void
-push_string(JsonbParseState **state, const char *key, const char *value)
-{
-	JsonbValue	v;
-
-	v.type = jbvString;
-	v.val.string.val = unconstify(char *, key);
-	v.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &v);
-	v.val.string.val = unconstify(char *, value);
-	v.val.string.len = strlen(value);
-	pushJsonbValue(state, WJB_VALUE, &v);
-}
-
-static void
-push_number(JsonbParseState **state, const char *key, int64 value)
-{
-	JsonbValue	v;
-
-	v.type = jbvString;
-	v.val.string.val = unconstify(char *, key);
-	v.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &v);
-	v.type = jbvNumeric;
-	v.val.numeric = int64_to_numeric(value);
-	pushJsonbValue(state, WJB_VALUE, &v);
-}
-
-/* The text of a summary. */
+/* The text of a message that has a number. */
 static char *
-summary_text(const Message *message, uint64 epoch, uint64 seq)
+numbered_text(const Message *m, uint64 epoch, uint64 seq)
 {
 	JsonbParseState *state = NULL;
-	JsonbValue *object;
 	char		epoch_text[17];
 	char		at[MAXDATELEN + 1];
-	Jsonb	   *json;
 
 	snprintf(epoch_text, sizeof(epoch_text), "%016llx",
 			 (unsigned long long) epoch);
-	JsonEncodeDateTime(at, TimestampTzGetDatum(message->at), TIMESTAMPTZOID,
-					   NULL);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_string(&state, "type", "batch");
-	push_string(&state, "queue", message->queue_name);
-	push_number(&state, "batch", message->batch);
-	push_string(&state, "epoch", epoch_text);
-	push_number(&state, "seq", seq);
-	push_number(&state, "count", message->count);
-	push_string(&state, "at", at);
-	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	json = JsonbValueToJsonb(object);
-	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+	batcher_json_push_members(&state, m->object);
+	batcher_json_string(&state, "epoch", epoch_text);
+	batcher_json_integer(&state, "seq", seq);
+	if (m->dated)
+	{
+		JsonEncodeDateTime(at, TimestampTzGetDatum(batcher_clock_now()),
+						   TIMESTAMPTZOID, NULL);
+		batcher_json_string(&state, "at", at);
+	}
+	return batcher_json_text(batcher_json_end(&state), NULL);
 }
 
-/* Give a message its number and hand it to NOTIFY. */
+/* Give messages their numbers and hand them to NOTIFY. */
 static void
-notify_one(const Message *message, bool remembered)
+notify_all(dlist_head *list, bool remembered)
 {
-	GivenNumber *number = give_number(message);
-	char	   *text = summary_text(message, number->channel->epoch,
-									number->seq);
+	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
+											  "batcher message",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext caller = MemoryContextSwitchTo(cxt);
+	dlist_iter	iter;
 
-	Assert(strlen(text) <= MESSAGE_MAX);
-	Async_Notify(message->channel, text);
-	number->bytes = strlen(text);
-	number->remembered = remembered;
+	lock_sender();
+	dlist_foreach(iter, list)
+	{
+		Message    *m = dlist_container(Message, node, iter.cur);
+		char	   *text = m->text;
+
+		CHECK_FOR_INTERRUPTS();
+		if (m->object)
+		{
+			Count	   *count = next_count(m);
+
+			text = numbered_text(m, count->epoch, count->seq);
+		}
+		Assert(strlen(text) <= BATCHER_MESSAGE_MAX);
+		Async_Notify(m->channel, text);
+		m->bytes = strlen(text);
+		m->shared = batcher_shmem_queue(m->queue);
+		m->remembered = remembered;
+		slist_push_head(&sent, &m->sent_node);
+		MemoryContextReset(cxt);
+	}
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(cxt);
 }
 
 /*
- * Messages of a queue are lost: its channel's count begins anew, so that
- * whoever listens can tell.  The caller has locked the sender, if he could, so
- * that nobody else sends before with a number that looks as if there was none.
+ * The flush is about to commit: its messages are complete.  Those of a queue
+ * that has no statement go out with it.
+ */
+void
+batcher_message_complete(BatcherLaneView *view, BatcherBatch *batch)
+{
+	if (made.n == 0)
+		return;
+	dlist_container(Message, node, dlist_head_node(&made.list))->saved =
+		Max(batch->nflushed - made.n, 0);
+	if (view->def->flush_sql == NULL)
+		notify_all(&made.list, false);
+}
+
+/*
+ * The flush has committed: its messages wait to be sent.  Fails never.
+ */
+void
+batcher_message_keep(void)
+{
+	if (made.n == 0)
+		return;
+	for (; made.n > 0; made.n--)
+	{
+		dlist_node *node = dlist_pop_head_node(&made.list);
+
+		dlist_push_tail(&messages, node);
+	}
+	MemoryContextSetParent(made.cxt, message_cxt);
+	made.cxt = NULL;
+}
+
+/*
+ * Messages of a queue are lost, on this channel, or on those that nobody knows
+ * (NULL): the count begins anew, so that whoever listens can tell.  The caller
+ * has locked the sender, if he could, so that nobody else sends before with a
+ * number that looks as if there was none.
  */
 static void
 lose_messages(BatcherSharedQueue *queue, BatcherDatabaseKey db,
 			  const char *channel, int n)
 {
-	batcher_shmem_channel(db, channel)->epoch =
-		pg_prng_uint64(&pg_global_prng_state);
+	batcher_shmem_channel_renew(db, channel);
 	batcher_count(queue, BATCHER_MESSAGES_DROPPED, n);
 }
 
 /*
  * The lane is ours now: messages that its last owner remembered, and did not
- * send before it ended, are lost.  In a transaction.
+ * send before it ended, are lost, and with them on which channels they were.
+ * In a transaction.
  */
 void
 batcher_message_recover(BatcherLaneView *view)
 {
 	uint32		n = pg_atomic_exchange_u32(&view->queue->lane.unsent, 0);
-	char		channel[NAMEDATALEN];
 
-	if (n == 0 || !batcher_message_wanted(view->def))
+	if (n == 0)
 		return;
-	expand_channel(view->def, channel);
 	lock_sender();
-	lose_messages(view->queue, view->queue->key.db, channel, n);
+	lose_messages(view->queue, view->queue->key.db, NULL, n);
 	ereport(LOG,
 			(errmsg("%u messages of queue \"%s\" were lost with the worker that was to send them",
 					n, view->def->name)));
+}
+
+/*
+ * The messages of the flush in progress could not be made.
+ */
+void
+batcher_message_drop(BatcherLaneView *view)
+{
+	batcher_message_cut(0);
+	lock_sender();
+	lose_messages(view->queue, view->queue->key.db, NULL, 1);
 }
 
 /* Count the messages that could not be sent. */
@@ -316,13 +391,13 @@ count_dropped(void)
 
 	dlist_foreach(iter, &messages)
 	{
-		Message    *message = dlist_container(Message, node, iter.cur);
-		BatcherSharedQueue *queue = batcher_shmem_queue(message->queue);
+		Message    *m = dlist_container(Message, node, iter.cur);
+		BatcherSharedQueue *queue = batcher_shmem_queue(m->queue);
 
 		if (queue == NULL)
 			continue;
 		(void) pg_atomic_fetch_sub_u32(&queue->lane.unsent, 1);
-		lose_messages(queue, message->queue.db, message->channel, 1);
+		lose_messages(queue, m->queue.db, m->channel, 1);
 	}
 }
 
@@ -330,21 +405,12 @@ count_dropped(void)
 static void
 send_in_transaction(void)
 {
-	dlist_iter	iter;
-
 	SetCurrentStatementStartTimestamp();
 	pgstat_report_activity(STATE_RUNNING, "batcher: sending messages");
 	StartTransactionCommand();
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
-	lock_sender();
-	dlist_foreach(iter, &messages)
-	{
-		Message    *message = dlist_container(Message, node, iter.cur);
-
-		message->at = batcher_clock_now();
-		notify_one(message, true);
-	}
+	notify_all(&messages, true);
 	batcher_debug_point("notify");
 	CommitTransactionCommand();
 }
@@ -384,20 +450,4 @@ batcher_message_send(void)
 	MemoryContextSwitchTo(caller);
 	dlist_init(&messages);
 	MemoryContextReset(message_cxt);
-}
-
-/*
- * Announce the batch in the transaction of its flush, for a queue that has no
- * statement.
- */
-void
-batcher_message_notify(BatcherLaneView *view, BatcherBatch *batch)
-{
-	Message		message;
-
-	if (!batcher_message_wanted(view->def))
-		return;
-	lock_sender();
-	fill_message(&message, view, batch);
-	notify_one(&message, false);
 }

@@ -3,7 +3,8 @@
  *	  Lays out batcher's shared memory and finds things in it.
  *
  * Everything is requested and made in the postmaster, from the hooks that
- * 15 has for it; no other file calls ShmemInitStruct or ShmemInitHash.  After
+ * 15 has for it; no other file but channel.c calls ShmemInitStruct or
+ * ShmemInitHash.  After
  * a crash of any process the server makes it all anew, which is why nothing
  * here is trusted to outlive a crash: the spool is the truth.
  */
@@ -27,7 +28,6 @@ bool		batcher_in_flush = false;
 static int	tranche_area = 0;
 static HTAB *databases = NULL;
 static HTAB *queues = NULL;
-static HTAB *channels = NULL;
 static dsa_area *area = NULL;
 
 static void (*load_at_startup) (void) = NULL;
@@ -43,13 +43,6 @@ area_size(void)
 	return mul_size((Size) batcher_shared_memory_size, 1024 * 1024);
 }
 
-/* Channels counted at the same time; the least recently used gives way. */
-static long
-max_channels(void)
-{
-	return Max(batcher_max_queues, 1024);
-}
-
 /* What batcher needs; used by the request and, by its parts, by the init. */
 static Size
 shmem_size(void)
@@ -61,8 +54,7 @@ shmem_size(void)
 											 sizeof(BatcherSharedDatabase)));
 	size = add_size(size, hash_estimate_size(batcher_max_queues,
 											 sizeof(BatcherSharedQueue)));
-	size = add_size(size, hash_estimate_size(max_channels(),
-											 sizeof(BatcherSharedChannel)));
+	size = add_size(size, batcher_shmem_channels_size());
 	return add_size(size, MAXALIGN(area_size()));
 }
 
@@ -180,11 +172,7 @@ startup_shmem(void)
 	queues = ShmemInitHash("batcher queues", batcher_max_queues,
 						   batcher_max_queues, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
-	ctl.keysize = sizeof(BatcherChannelKey);
-	ctl.entrysize = sizeof(BatcherSharedChannel);
-	channels = ShmemInitHash("batcher channels", max_channels(),
-							 max_channels(), &ctl,
-							 HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	batcher_shmem_channels_init();
 
 	if (!found)
 		init_root(place);
@@ -478,69 +466,6 @@ batcher_shmem_database_list(BatcherDatabaseKey *list, int max)
 	}
 	LWLockRelease(&batcher_shared->lock);
 	return n;
-}
-
-/* Make room for a channel: the one unused for the longest time goes. */
-static void
-evict_channel(void)
-{
-	HASH_SEQ_STATUS status;
-	BatcherSharedChannel *channel;
-	BatcherChannelKey oldest;
-	uint64		oldest_at = PG_UINT64_MAX;
-
-	hash_seq_init(&status, channels);
-	while ((channel = hash_seq_search(&status)) != NULL)
-	{
-		uint64		used_at = pg_atomic_read_u64(&channel->used_at);
-
-		if (used_at < oldest_at)
-		{
-			oldest_at = used_at;
-			oldest = channel->key;
-		}
-	}
-	if (oldest_at != PG_UINT64_MAX)
-		(void) hash_search(channels, &oldest, HASH_REMOVE, NULL);
-}
-
-/*
- * The count of a channel, made with a new epoch if there is none.  The caller
- * holds the database's sender lock, and uses the entry only while it does: a
- * sender of another database can evict an entry that was just used only when
- * all others were used later.
- */
-BatcherSharedChannel *
-batcher_shmem_channel(BatcherDatabaseKey db, const char *channel)
-{
-	BatcherSharedChannel *entry;
-	BatcherChannelKey key;
-	bool		found;
-
-	memset(&key, 0, sizeof(key));	/* padding is hashed too */
-	key.db = db;
-	strlcpy(key.channel, channel, sizeof(key.channel));
-
-	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	entry = hash_search(channels, &key, HASH_FIND, &found);
-	if (!found)
-	{
-		if (hash_get_num_entries(channels) >= max_channels())
-			evict_channel();
-		entry = hash_search(channels, &key, HASH_ENTER_NULL, &found);
-		if (entry && !found)
-		{
-			entry->epoch = pg_prng_uint64(&pg_global_prng_state);
-			entry->seq = 0;
-			pg_atomic_init_u64(&entry->used_at, 0);
-		}
-	}
-	if (entry)
-		pg_atomic_write_u64(&entry->used_at, GetCurrentTimestamp());
-	LWLockRelease(&batcher_shared->lock);
-	if (entry == NULL)
-		elog(ERROR, "could not count the messages of channel \"%s\"", channel);
-	return entry;
 }
 
 /*

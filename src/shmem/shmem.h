@@ -7,7 +7,7 @@
  *	 root		BatcherShared, one, with the array of worker slots
  *	 databases	a hash table of BatcherSharedDatabase
  *	 queues		a hash table of BatcherSharedQueue, each with its lane
- *	 channels	a hash table of BatcherSharedChannel
+ *	 channels	a hash table of the counts of messages (channel.c)
  *	 area		a DSA in place, of batcher.shared_memory_size: the rows
  *
  * All of it lies in the main segment, at the same address in each process, so
@@ -246,25 +246,6 @@ typedef struct BatcherSharedQueue
 	char		breaker_reason[BATCHER_ERROR_MAX];	/* why it opened last */
 } BatcherSharedQueue;
 
-/*
- * The count of messages of one channel.  Protected by the database's sender
- * lock (a heavyweight one, batch/message.c), but for 'used_at', an atomic;
- * entries are made and removed under the control lock.
- */
-typedef struct BatcherChannelKey
-{
-	BatcherDatabaseKey db;
-	char		channel[NAMEDATALEN];
-} BatcherChannelKey;
-
-typedef struct BatcherSharedChannel
-{
-	BatcherChannelKey key;		/* hash key, must be first; zero-padded */
-	uint64		epoch;			/* random; when the count began */
-	uint64		seq;			/* of the last message */
-	pg_atomic_uint64 used_at;	/* TimestampTz */
-} BatcherSharedChannel;
-
 typedef enum BatcherWorkerState
 {
 	BATCHER_WORKER_FREE,
@@ -376,11 +357,20 @@ extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 extern void batcher_shmem_database_unread(Oid dboid);
 extern void batcher_shmem_database_remove(BatcherDatabaseKey key);
 extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
-extern BatcherSharedChannel *batcher_shmem_channel(BatcherDatabaseKey db,
-												   const char *channel);
 extern int	batcher_shmem_place(void);
 extern void batcher_shmem_add_volatile(int64 nrows);
 extern void batcher_shmem_report_lost(void);
+
+/* channel.c */
+extern Size batcher_shmem_channels_size(void);
+extern void batcher_shmem_channels_init(void);
+extern void batcher_shmem_channel_read(BatcherDatabaseKey db, const char *name,
+									   uint64 *epoch, uint64 *seq);
+extern void batcher_shmem_channel_write(BatcherDatabaseKey db,
+										const char *name, uint64 epoch,
+										uint64 seq);
+extern void batcher_shmem_channel_renew(BatcherDatabaseKey db,
+										const char *name);
 
 /* wake.c */
 extern void batcher_shmem_wake_proc(uint32 proc);

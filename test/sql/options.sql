@@ -12,7 +12,8 @@ SELECT batch_create_queue('op', 'SELECT FROM batch', options => '{
     "durable": true, "flush_size": 10, "max_batch_size": 20,
     "flush_interval": "2 min", "flush_timeout": 1500,
     "memory_limit": "16MB", "when_full": "spill",
-    "notify_channel": "c_{queue}", "notify_format": "summary"}');
+    "notify_channel": "c_{queue}_{topic}_{key}", "notify_format": "summary",
+    "notify_group_by": "event", "notify_names": {"a": "b"}, "notify_encoding": "zlib"}');
 SELECT batch_alter_queue('op', '{"memory_limit": 65536, "flush_interval": 0.5e3, "flush_timeout": "PT1M30S"}');
 SELECT jsonb_pretty(options) FROM batcher.queue WHERE queue = 'op';
 
@@ -58,6 +59,9 @@ SELECT op_try('{"when_full": "overflow"}');
 SELECT op_try('{"when_full": 1}');
 SELECT op_try('{"notify_format": "Summary"}');
 SELECT op_try('{"notify_channel": 7}');
+SELECT op_try('{"notify_names": "{}"}');
+SELECT op_try('{"notify_names": []}');
+SELECT op_try('{"notify_names": {"a": null}}');
 -- Out of range.
 SELECT op_try('{"flush_size": 0}');
 SELECT op_try('{"flush_size": -1}');
@@ -76,6 +80,7 @@ SELECT op_try(jsonb_build_object('notify_channel', repeat('x', 1025)));
 -- Placeholders.
 SELECT op_try('{"notify_channel": "x_{quueue}"}');
 SELECT op_try('{"notify_channel": "x_{queue"}');
+SELECT op_try('{"notify_group_by": "batch_count"}');
 -- Contradictions, also with what was given before.
 SELECT op_try('{"flush_size": 21}');
 SELECT op_try('{"max_batch_size": 9}');

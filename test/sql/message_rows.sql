@@ -1,0 +1,95 @@
+-- Messages with rows, on several channels, in parts; as a listener gets them.
+-- M4.1 (grouped by topic, one send for each topic)
+-- M4.5 (a consumer can tell a single message from a batch)
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS batcher;
+RESET client_min_messages;
+
+-- What differs from run to run is cut out of what psql shows.
+\set listen '\\o |sed -E \'s/"at": "[^"]+", //; s/"epoch": "[0-9a-f]+", //; s/ received from .*//; s/Asynchronous notification/message/; s/ with payload/:/\''
+
+SELECT batch_create_queue('mr', options => '{"flush_interval": "1 h", "notify_channel": "mr_{topic}",
+    "notify_format": "rows"}');
+LISTEN mr_;
+LISTEN mr_jobs;
+LISTEN mr_news;
+LISTEN mr;
+
+-- One send for each topic, in the order of their first rows; no topic is
+-- replaced by nothing.
+SELECT batch_enqueue('mr', '{"n": 1}', topic => 'jobs') > 0
+    AND batch_enqueue('mr', '{"n": 2}', topic => 'news') > 0
+    AND batch_enqueue('mr', '{"n": 3}', topic => 'jobs') > 0
+    AND batch_enqueue('mr', '{"n": 4}') > 0 AS enqueued;
+:listen
+SELECT batch_flush('mr');
+\o
+-- Payloads are as they were enqueued: all kinds, all escapes, many bytes.
+SELECT batch_enqueue_many('mr', ARRAY['null', 'true', '7', '-1.50', '"x"', '[]', '{}', '[1, [2, {"a": null}]]',
+    '"\"\\\/\b\f\n\r\t\u001f"', '"ä € 漢 😀"', '{"ключ": "значение"}', '""']::jsonb[]);
+:listen
+SELECT batch_flush('mr');
+\o
+-- A channel that is too long gives way to the queue's name, as does none.
+SELECT batch_enqueue('mr', '1', topic => repeat('t', 61)) > 0
+    AND batch_enqueue('mr', '2', topic => repeat('ä', 31)) > 0 AS enqueued;
+:listen
+SELECT batch_flush('mr');
+\o
+SELECT batch_alter_queue('mr', '{"notify_channel": "{key}"}');
+LISTEN k1;
+SELECT batch_enqueue('mr', '1', key => 'k1') > 0 AND batch_enqueue('mr', '2') > 0
+    AND batch_enqueue('mr', '3', key => '') > 0 AND batch_enqueue('mr', '4', key => '{queue}') > 0 AS enqueued;
+LISTEN "{queue}";
+:listen
+SELECT batch_flush('mr');
+\o
+-- A summary for each channel says how many rows are on it.
+SELECT batch_alter_queue('mr', '{"notify_channel": "{queue}_{topic}", "notify_format": "summary"}');
+SELECT batch_enqueue('mr', '1', topic => 'jobs') > 0 AND batch_enqueue('mr', '2', topic => 'news') > 0
+    AND batch_enqueue('mr', '3', topic => 'jobs') > 0 AS enqueued;
+:listen
+SELECT batch_flush('mr');
+\o
+SELECT batch_alter_queue('mr', '{"notify_channel": "{what}"}');
+SELECT batch_create_queue('mr 2', options => '{"notify_channel": "{Topic}"}');
+
+-- Parts: none splits a row, and a row that is too large is named by its ticket.
+SELECT batch_alter_queue('mr', '{"notify_channel": "mr", "notify_format": "rows"}');
+SELECT batch_reset_stats('mr');
+SELECT batch_enqueue('mr', to_jsonb(repeat(c, 3500))) > 0 AS enqueued FROM unnest('{x,y,z}'::text[]) c;
+SELECT batch_enqueue('mr', to_jsonb(repeat('"', 4000))) AS large \gset
+SELECT batch_enqueue('mr', '"small"') > 0 AS enqueued;
+\set listen_short :listen ' | sed -E \'s/([xyz])[xyz]{2000,}/\\1.../g; s/"ticket": ':large'/"ticket": LARGE/\''
+:listen_short
+SELECT batch_flush('mr');
+\o
+SELECT rows_flushed, messages_sent, messages_saved, message_bytes BETWEEN 11000 AND 12000 AS message_bytes
+    FROM batcher.stat_queue WHERE queue = 'mr';
+
+-- Compressed, where that makes fewer parts, and only there.
+-- M4.8 (compression)
+SELECT batch_alter_queue('mr', '{"notify_encoding": "zlib"}');
+SELECT batch_reset_stats('mr');
+SELECT batch_enqueue('mr', '"one part"') > 0 AS enqueued;
+:listen
+SELECT batch_flush('mr');
+\o
+SELECT count(batch_enqueue('mr', jsonb_build_object('n', n, 'text', repeat('abc', 50)))) FROM generate_series(1, 500) n;
+:listen | sed -E 's/"rows": "[A-Za-z0-9+\/=]+"/"rows": "base64"/'
+SELECT batch_flush('mr');
+\o
+SELECT rows_flushed, messages_sent, messages_saved FROM batcher.stat_queue WHERE queue = 'mr';
+
+-- Ten thousand channels.
+SELECT batch_alter_queue('mr', '{"notify_channel": "mr_{key}", "notify_encoding": null, "max_batch_size": 20000}');
+SELECT batch_reset_stats('mr');
+SELECT count(batch_enqueue('mr', to_jsonb(n), key => n::text)) FROM generate_series(1, 10000) n;
+LISTEN mr_5000;
+:listen
+SELECT batch_flush('mr');
+\o
+SELECT rows_flushed, batches, messages_sent, messages_saved FROM batcher.stat_queue WHERE queue = 'mr';
+
+UNLISTEN *;
+SELECT batch_drop_queue('mr');
