@@ -132,10 +132,13 @@ typedef struct BatcherLaneView
 								 * what may pass */
 	int			reopened;		/* times in a row that the breaker has opened
 								 * again after it was half open */
+	double		flush_ms;		/* how long the last flush took */
 	BatcherStep step;			/* how far flushing has degraded */
 	TimestampTz step_at;		/* and when it last did */
 	void		(*report) (BatcherSharedQueue *queue, int rows);	/* says what
-																 * is flushed */
+																 * is flushed;
+																 * 0 rows: the
+																 * spool is read */
 } BatcherLaneView;
 
 /* gather.c */

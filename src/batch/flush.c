@@ -252,6 +252,7 @@ try_batch(Try *t)
 	context.callback = flush_error_context;
 	context.arg = t->view->def->name;
 	context.previous = error_context_stack;
+	t->view->report(t->view->queue, t->batch->nrows);
 	PG_TRY();
 	{
 		error_context_stack = &context;
@@ -386,7 +387,6 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 
 	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);
 	pg_atomic_write_u32(&lane->flushing, batch->nrows);
-	view->report(view->queue, batch->nrows);
 	flushing_view = view;
 	batcher_probation_begin(view);
 	t.started = batcher_clock_now();
@@ -406,6 +406,7 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 		}
 	}
 	batcher_probation_end(view);
+	view->flush_ms = (batcher_clock_now() - t.started) / 1000.0;
 	flushing_view = NULL;
 	pg_atomic_write_u32(&lane->flushing, 0);
 	return result;
@@ -488,6 +489,7 @@ try_reading(BatcherLaneView *view, const ErrorData *damage)
 	ErrorData  *volatile error = NULL;
 	BatcherFault fault;
 
+	view->report(view->queue, 0);
 	PG_TRY();
 	{
 		pgstat_report_activity(STATE_RUNNING, "batcher: reading the spool");
@@ -570,6 +572,8 @@ flush_gathered(BatcherLaneView *view, BatcherBatch *batch)
 			pg_atomic_read_u64(&lane->retry_at);
 		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 	}
+	else if (pg_atomic_read_u64(&lane->npending) == 0)
+		pg_atomic_write_u64(&lane->next_flush_at, 0);
 	/* of a retry, each row has a time of its own */
 	return result != FLUSH_FAILED || batch->reason == BATCHER_REASON_RETRY;
 }

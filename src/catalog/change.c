@@ -232,9 +232,7 @@ end_changes(bool commit, int level)
 				pg_atomic_write_u32(&change->db->uncommitted, 0);
 				break;
 			case CHANGE_EXTENSION_DROPPED:
-				if (commit)
-					pg_atomic_write_u32(&change->db->gone, 1);
-				break;
+				break;			/* is done before */
 		}
 	}
 }
@@ -259,6 +257,7 @@ static void
 change_xact_callback(XactEvent event, void *arg)
 {
 	bool		commit = event == XACT_EVENT_COMMIT;
+	Change	   *change;
 
 	/* nobody would tell the others when it is committed */
 	if (event == XACT_EVENT_PRE_PREPARE && (changes || changed_level))
@@ -276,6 +275,13 @@ change_xact_callback(XactEvent event, void *arg)
 	{
 		batcher_shmem_database_unread(MyDatabaseId);
 		pg_atomic_write_u32(&changed_db->surveyed, 0);
+	}
+
+	/* who sees the generation is not to look for tables that are gone */
+	for (change = commit ? changes : NULL; change; change = change->next)
+	{
+		if (change->kind == CHANGE_EXTENSION_DROPPED)
+			pg_atomic_write_u32(&change->db->gone, 1);
 	}
 
 	/* the generation first: who finds a lane not frozen has seen it */

@@ -338,6 +338,8 @@ batcher_definition_publish(const BatcherQueueDef *def,
 	queue->identity = identity;
 	LWLockRelease(&queue->lane.lock);
 	pg_atomic_write_u32(&queue->paused, def->paused);
+	pg_atomic_write_u32(&queue->window,
+						(uint32) Min(def->options.flush_interval, PG_INT32_MAX));
 }
 
 /*

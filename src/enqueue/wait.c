@@ -66,7 +66,7 @@ look_at_lane(BatcherQueueKey key)
 	if (queue)
 	{
 		BatcherSharedLane *lane = &queue->lane;
-		uint32		owner = pg_atomic_read_u32(&lane->owner);
+		int			owner = batcher_lane_owner(lane);
 
 		now.there = true;
 		now.empty = batcher_lane_empty(lane);
@@ -78,8 +78,8 @@ look_at_lane(BatcherQueueKey key)
 		now.settled = pg_atomic_read_u64(&lane->settled);
 		now.nflushed = pg_atomic_read_u64(&lane->nflushed);
 		now.npurged = pg_atomic_read_u64(&lane->npurged);
-		if (owner != 0)
-			now.owner_pid = batcher_shared->workers[owner - 1].pid;
+		if (owner >= 0)
+			now.owner_pid = batcher_shared->workers[owner].pid;
 	}
 	LWLockRelease(&batcher_shared->lock);
 	return now;

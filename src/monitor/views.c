@@ -111,12 +111,12 @@ typedef struct QueueCopy
 static pid_t
 lane_worker_pid(BatcherSharedLane *lane)
 {
-	uint32		owner = pg_atomic_read_u32(&lane->owner);
+	int			owner = batcher_lane_owner(lane);
 	BatcherSharedWorker *worker;
 
-	if (owner == 0)
+	if (owner < 0)
 		return 0;
-	worker = &batcher_shared->workers[owner - 1];
+	worker = &batcher_shared->workers[owner];
 	return worker->state == BATCHER_WORKER_RUNNING ? worker->pid : 0;
 }
 

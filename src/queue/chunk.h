@@ -151,16 +151,27 @@ extern void batcher_lane_decide(BatcherChunk *chunk, bool committed,
 extern uint64 batcher_lane_arriving(BatcherSharedQueue *queue, int nrows);
 extern void batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before,
 								 int nrows, bool urgent);
-extern void batcher_lane_wake(BatcherSharedQueue *queue);
 extern int	batcher_lane_take(BatcherSharedLane *lane);
 extern void batcher_lane_sweep(BatcherSharedQueue *queue, int expected);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
 extern void batcher_lane_reset_breaker(BatcherSharedLane *lane);
 extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);
 extern bool batcher_lane_breaker_open(BatcherSharedLane *lane);
-extern bool batcher_lane_wants_worker(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);
+
+/* owner.c */
+extern int	batcher_lane_owner(BatcherSharedLane *lane);
+extern bool batcher_lane_hold(BatcherSharedLane *lane, int slot);
+extern void batcher_lane_let_go(BatcherSharedLane *lane);
+extern bool batcher_lane_wants_worker(BatcherSharedQueue *queue);
+extern TimestampTz batcher_lane_due(BatcherSharedQueue *queue,
+									TimestampTz since);
+extern TimestampTz batcher_lane_late(BatcherSharedQueue *queue,
+									 TimestampTz due);
+extern TimestampTz batcher_lane_stuck_at(BatcherSharedQueue *queue);
+extern void batcher_lane_note_due(BatcherSharedQueue *queue, bool urgent);
+extern void batcher_lane_wake(BatcherSharedQueue *queue);
 
 /* fate.c */
 typedef enum BatcherFate

@@ -113,23 +113,6 @@ batcher_lane_decide(BatcherChunk *chunk, bool committed, TimestampTz now)
 }
 
 /*
- * Wake who flushes the lane: its owner, or the launcher, which finds one.
- */
-void
-batcher_lane_wake(BatcherSharedQueue *queue)
-{
-	uint32		owner = pg_atomic_read_u32(&queue->lane.owner);
-	uint32		proc = 0;
-
-	if (owner != 0)
-		proc = pg_atomic_read_u32(&batcher_shared->workers[owner - 1].proc);
-	if (proc != 0)
-		batcher_shmem_wake_proc(proc);
-	else
-		batcher_shmem_wake_launcher();
-}
-
-/*
  * 'nrows' rows of the lane are about to be decided as committed.  Returns how
  * many waited before, for batcher_lane_arrived.  It comes before the decision,
  * because the owner may settle a chunk as soon as that is decided.  In commit
@@ -156,11 +139,13 @@ batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before, int nrows,
 
 	/* between the decision and the look at what the owner is up to */
 	pg_memory_barrier();
-	if (urgent || (before < wake_at && before + nrows >= wake_at))
+	if (urgent || (before < wake_at && before + nrows >= wake_at) ||
+		(pg_atomic_read_u32(&lane->armed) == 0 &&
+		 pg_atomic_exchange_u32(&lane->armed, 1) == 0))
+	{
+		batcher_lane_note_due(queue, urgent);
 		batcher_lane_wake(queue);
-	else if (pg_atomic_read_u32(&lane->armed) == 0 &&
-			 pg_atomic_exchange_u32(&lane->armed, 1) == 0)
-		batcher_lane_wake(queue);
+	}
 }
 
 /*
@@ -359,25 +344,6 @@ batcher_lane_breaker_open(BatcherSharedLane *lane)
 	return pg_atomic_read_u32(&lane->breaker) == BATCHER_BREAKER_OPEN &&
 		(TimestampTz) pg_atomic_read_u64(&lane->breaker_until) >
 		batcher_clock_now();
-}
-
-/*
- * Whether there is something that a worker should do for the lane.
- */
-bool
-batcher_lane_wants_worker(BatcherSharedQueue *queue)
-{
-	BatcherSharedLane *lane = &queue->lane;
-	uint64		spill = pg_atomic_read_u64(&lane->spill);
-	uint64		settled = pg_atomic_read_u64(&lane->settled);
-
-	if (pg_atomic_read_u64(&lane->purge_upto) > settled)
-		return true;
-	if (pg_atomic_read_u32(&queue->paused) || batcher_lane_breaker_open(lane))
-		return false;
-	return pg_atomic_read_u64(&lane->npending) > 0 ||
-		pg_atomic_read_u64(&lane->flush_upto) > settled ||
-		((spill & BATCHER_SPILL_SPILLED) && !(spill & BATCHER_SPILL_UNKNOWN));
 }
 
 /*

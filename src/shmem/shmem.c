@@ -126,6 +126,8 @@ init_root(void *place)
 		pg_atomic_init_u32(&batcher_shared->workers[i].leave, 0);
 		pg_atomic_init_u32(&batcher_shared->workers[i].terminated, 0);
 		pg_atomic_init_u32(&batcher_shared->workers[i].must_end, 0);
+		pg_atomic_init_u64(&batcher_shared->workers[i].busy_since, 0);
+		pg_atomic_init_u64(&batcher_shared->workers[i].slow_at, 0);
 	}
 }
 
@@ -343,6 +345,7 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u32(&lane->crashes, 0);
 	pg_atomic_init_u32(&lane->unsent, 0);
 	pg_atomic_init_u32(&queue->paused, 0);
+	pg_atomic_init_u32(&queue->window, 0);
 	pg_atomic_init_u64(&queue->defined_at, 0);
 	pg_atomic_init_u32(&queue->dropped, 0);
 	pg_atomic_init_u64(&queue->batch_number, 0);

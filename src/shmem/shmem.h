@@ -163,8 +163,12 @@ typedef enum BatcherBreakerState
  * are the list of chunks that the owner has taken, oldest first; only the
  * owner changes it, under 'lock' exclusively, so that others may walk both
  * lists under 'lock' in shared mode.  'owner' is changed under the control
- * lock.  The rest are atomics.
+ * lock, but for the bit that says that the owner is at work on the lane, which
+ * the owner sets and clears by itself; see queue/owner.c.  The rest are
+ * atomics.
  */
+#define BATCHER_OWNER_HOLDS		((uint32) 1 << 31)
+
 typedef struct BatcherSharedLane
 {
 	LWLock		lock;			/* tranche BatcherLane */
@@ -178,7 +182,8 @@ typedef struct BatcherSharedLane
 								 * owner, whatever 'armed' says */
 	pg_atomic_uint32 armed;		/* 1: the owner will look by itself within the
 								 * window */
-	pg_atomic_uint32 owner;		/* worker slot + 1; 0: nobody */
+	pg_atomic_uint32 owner;		/* worker slot + 1, and maybe
+								 * BATCHER_OWNER_HOLDS; 0: nobody */
 	pg_atomic_uint32 frozen;	/* a transaction is about to drop the queue */
 	pg_atomic_uint32 flushing;	/* rows in the flush that runs now */
 	pg_atomic_uint64 settled;	/* every visible chunk with a smaller number is
@@ -231,6 +236,7 @@ typedef struct BatcherSharedQueue
 	Oid			identity;		/* role whose worker may flush it; InvalidOid:
 								 * the superusers' */
 	pg_atomic_uint32 paused;	/* or there is no definition of it */
+	pg_atomic_uint32 window;	/* flush_interval in ms, about */
 	pg_atomic_uint64 defined_at;	/* generation of the definitions in which
 									 * a worker found it last */
 	pg_atomic_uint32 dropped;	/* its drop has committed: a worker may take it
@@ -261,6 +267,9 @@ typedef enum BatcherWorkerState
  * lock (a stale one costs a spurious wake-up); 'leave' asks the worker to
  * step aside; 'terminated' is set by its SIGTERM handler, and 'must_end' before
  * the launcher repeats the signal, which then ends the worker at once.  'generation' grows at each use.
+ * 'busy_since' is set, while the worker has had something to do for longer than
+ * it may keep its lanes waiting, to when its turn began; 'slow_at' is when the
+ * last long turn ended; see worker/patience.c.
  */
 typedef struct BatcherSharedWorker
 {
@@ -278,6 +287,8 @@ typedef struct BatcherSharedWorker
 	pg_atomic_uint32 leave;
 	pg_atomic_uint32 terminated;
 	pg_atomic_uint32 must_end;
+	pg_atomic_uint64 busy_since;	/* TimestampTz, 0: is not */
+	pg_atomic_uint64 slow_at;	/* TimestampTz, 0: never */
 } BatcherSharedWorker;
 
 /*

@@ -5,19 +5,15 @@
  * In each turn the launcher computes anew, from shared memory, who needs a
  * worker: databases that nobody has looked into, databases that have the
  * extension and no worker, and lanes in which something waits and that nobody
- * owns.  So a wake-up is only a hint, and nothing is forgotten.  What is kept
+ * owns, or whose owner is busy with others.  So a wake-up is only a hint, and
+ * nothing is forgotten.  What is kept
  * from turn to turn, for each database and role, is since when a worker is
  * needed, so that who waits longest is served first, and how often a worker
  * ended as soon as it was there, so that a permanent error does not become a
  * storm of processes.
  *
- * When all slots are in use, an idle worker is asked to leave; failing that,
- * one that has flushed for a while goes after its flush.  A worker that only
- * keeps a place warm for its database is started in a free slot and never
- * drives another one away.
- *
- * That a worker cannot be had is logged once, and tried again by a timer.
- * The launcher only.
+ * A worker that cannot be had is tried again by a timer; see shortage.c.  The
+ * launcher only.
  */
 #include "postgres.h"
 
@@ -36,19 +32,14 @@
 /* The longest wait before a worker that ends at once is started again. */
 #define MAX_BACKOFF_MS		60000
 
-/* How long a worker has its slot for itself. */
-#define MIN_STAY_MS			1000
-
-/* When to try again without room: if workers of ours may leave, and else. */
-#define ROOM_RETRY_MS		1000
-#define PROCESS_RETRY_MS	5000
-
 /*
- * After what wait the log says that slots are missing, and how often it says
- * that slots or processes are.
+ * Somebody was woken for a lane, or will be ready in a moment: when to see
+ * what has become of it.
  */
-#define NO_SLOT_LOG_AFTER_MS 2000
-#define LOG_INTERVAL_MS		60000
+#define LOOK_AGAIN_MS		10
+
+/* When to try again to have another worker for lanes that wait for theirs. */
+#define HELP_RETRY_MS		1000
 
 typedef struct DemandKey
 {
@@ -63,6 +54,7 @@ typedef struct Demand
 	uint64		turn;			/* last turn in which it was needed */
 	TimestampTz since;			/* needed without a pause since then */
 	bool		waits;			/* something waits: others may have to go */
+	bool		extra;			/* only because those that are there are busy */
 	bool		visit;			/* to see whether the extension is there */
 	int			failures;		/* workers in a row that ended at once */
 	TimestampTz not_before;		/* after failures; 0: at once */
@@ -70,12 +62,6 @@ typedef struct Demand
 
 static HTAB *demands = NULL;
 static uint64 turn_number = 0;
-
-/* What the log has said, so that it is not said again until it is over. */
-static bool no_slot_logged = false;
-static TimestampTz no_slot_logged_at = 0;
-static bool no_process_logged = false;
-static TimestampTz no_process_logged_at = 0;
 
 /* The demand of a database and role, made if it is not there. */
 static Demand *
@@ -104,6 +90,7 @@ enter_demand(Oid dboid, Oid identity)
 		demand->turn = 0;
 		demand->since = 0;
 		demand->waits = false;
+		demand->extra = false;
 		demand->visit = false;
 		demand->failures = 0;
 		demand->not_before = 0;
@@ -112,7 +99,7 @@ enter_demand(Oid dboid, Oid identity)
 }
 
 /* A worker is needed. */
-static void
+static Demand *
 need_worker(Oid dboid, Oid identity, bool waits, bool visit)
 {
 	Demand	   *demand = enter_demand(dboid, identity);
@@ -124,10 +111,12 @@ need_worker(Oid dboid, Oid identity, bool waits, bool visit)
 			demand->since = batcher_turn.now;
 		demand->turn = turn_number;
 		demand->waits = false;
+		demand->extra = false;
 		demand->visit = false;
 	}
 	demand->waits |= waits;
 	demand->visit |= visit;
+	return demand;
 }
 
 /* The entry of a database with the extension that can have a worker. */
@@ -180,7 +169,7 @@ collect_databases(void)
 		known->visit_done = known->visit_wanted;
 		if (known->connectable && !known->is_template &&
 			batcher_turn_find_worker(key, NULL) < 0)
-			need_worker(key.dboid, superusers, has_news(db), false);
+			(void) need_worker(key.dboid, superusers, has_news(db), false);
 	}
 
 	unvisited = batcher_database_list_unvisited();
@@ -190,14 +179,65 @@ collect_databases(void)
 		BatcherDatabaseKey key = {known->dboid, InvalidOid};
 
 		if (batcher_turn_find_worker(key, &superusers) < 0)
-			need_worker(known->dboid, superusers, true, true);
+			(void) need_worker(known->dboid, superusers, true, true);
 	}
 }
 
 /*
- * What lanes without an owner need.  A worker that is there takes the lane by
- * itself once it is woken; one that is about to leave does not, but its slot
+ * A lane has something to do, and no owner, or one that is busy with others.
+ * Who is ready is woken when the lane is due ('*wake' is set to its slot), and
+ * takes it.  If nobody is, another worker is worth it when the lane has waited
+ * for long.  A worker that is about to leave does not take it, but its slot
  * will be free soon, so nobody else has to go.
+ */
+static void
+find_help(BatcherSharedQueue *queue, int *wake)
+{
+	BatcherDatabaseKey key = queue->key.db;
+	Oid			identity = queue->identity;
+	bool		owned = batcher_lane_owner(&queue->lane) >= 0;
+	int			slot = batcher_turn_find_worker(key, &identity);
+	BatcherSlotCopy *copy = &batcher_turn.slots[Max(slot, 0)];
+	TimestampTz now = batcher_turn.now;
+	TimestampTz due = now;
+	TimestampTz late_at;
+	bool		ready;
+
+	if (slot < 0 || copy->leave)
+	{
+		(void) need_worker(key.dboid, identity, slot < 0, false);
+		return;
+	}
+	ready = copy->busy_since == 0 && copy->queue_id == 0;
+	if (owned)
+		due = batcher_lane_stuck_at(queue);
+	else if (!ready)
+		due = batcher_lane_due(queue, copy->busy_since != 0 ?
+							   copy->busy_since : copy->since);
+	late_at = batcher_clock_add_ms(batcher_lane_late(queue, due),
+								   BATCHER_LONG_TURN_MS);
+	if (due > now)
+	{
+		batcher_turn_look_at(due);
+		return;
+	}
+	*wake = slot;
+	if (!ready && now < late_at)
+		batcher_turn_look_at(late_at);
+	else if (!ready)
+	{
+		need_worker(key.dboid, identity, true, false)->extra = true;
+		batcher_turn_look_at(batcher_clock_add_ms(now, HELP_RETRY_MS));
+	}
+	else if (owned)
+	{
+		/* it may have begun with something else at this moment */
+		batcher_turn_look_at(batcher_clock_add_ms(now, LOOK_AGAIN_MS));
+	}
+}
+
+/*
+ * What lanes need that nobody looks after.
  *
  * The entries are read without a lock.  One whose queue is just dropped may
  * bring a worker that finds nothing to do, and no more than that.
@@ -213,24 +253,21 @@ collect_lanes(void)
 
 	for (i = 0; i < n; i++)
 	{
-		BatcherDatabaseKey key = queues[i]->key.db;
-		Oid			identity = queues[i]->identity;
 		BatcherSharedLane *lane = &queues[i]->lane;
-		int			slot;
+		int			owner = batcher_lane_owner(lane);
+		int			slot = -1;
 
-		if (pg_atomic_read_u32(&lane->owner) != 0)
+		if (owner >= 0 && batcher_turn.slots[owner].busy_since == 0)
 			continue;
 		/* a lane whose breaker is open is wanted when its time has come */
 		if (batcher_lane_breaker_open(lane))
 			batcher_turn_look_at(pg_atomic_read_u64(&lane->breaker_until));
-		if (!batcher_lane_wants_worker(queues[i]) || !database_is_live(key))
+		if (!batcher_lane_wants_worker(queues[i]) ||
+			(owner >= 0 && batcher_lane_stuck_at(queues[i]) == BATCHER_NEVER) ||
+			!database_is_live(queues[i]->key.db))
 			continue;
-		slot = batcher_turn_find_worker(key, &identity);
-		if (slot < 0)
-			need_worker(key.dboid, identity, true, false);
-		else if (batcher_turn.slots[slot].leave)
-			need_worker(key.dboid, identity, false, false);
-		else
+		find_help(queues[i], &slot);
+		if (slot >= 0)
 			wake[slot] = true;
 	}
 	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
@@ -375,147 +412,10 @@ start_worker(Demand *demand, bool *no_process)
 	return true;
 }
 
-/* Is there no other worker of this worker's database? */
-static bool
-is_last_of_database(int slot)
-{
-	int			i;
-
-	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
-	{
-		BatcherSlotCopy *copy = &batcher_turn.slots[i];
-
-		if (i != slot && copy->state != BATCHER_WORKER_FREE && !copy->leave &&
-			copy->db.dboid == batcher_turn.slots[slot].db.dboid)
-			return false;
-	}
-	return true;
-}
-
 /*
- * The worker that can be spared most: one that has long been idle, else one
- * that is not flushing, else one that has flushed for a while, and of equals
- * one that is not alone in its database.  -1 if none can be spared now.
+ * Who has something that waits comes first, and of them who has no worker at
+ * all, then who is older.
  */
-static int
-choose_victim(void)
-{
-	TimestampTz stayed = batcher_clock_add_ms(batcher_turn.now, -MIN_STAY_MS);
-	int			best = -1;
-	int			best_score = 0;
-	int			i;
-
-	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
-	{
-		BatcherSlotCopy *copy = &batcher_turn.slots[i];
-		int			score;
-
-		if (copy->state != BATCHER_WORKER_RUNNING || copy->leave)
-			continue;
-		if (copy->idle_long)
-			score = 6;
-		else if (copy->registered_at > stayed)
-			continue;
-		else if (copy->queue_id == 0)
-			score = 4;
-		else if (copy->since <= stayed)
-			score = 2;
-		else
-			continue;
-		if (!is_last_of_database(i))
-			score++;
-		if (score > best_score ||
-			(score == best_score &&
-			 copy->since < batcher_turn.slots[best].since))
-		{
-			best = i;
-			best_score = score;
-		}
-	}
-	return best;
-}
-
-/*
- * 'nwaiting' demands could not be served: have as many workers leave, and
- * those above batcher.max_workers.  If it was for want of processes, only
- * those that we have ourselves can be freed.
- */
-static void
-make_room(int nwaiting, bool no_process)
-{
-	int			used = 0;
-	int			leaving = 0;
-	int			needed;
-	int			victim;
-	int			i;
-
-	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
-	{
-		if (batcher_turn.slots[i].state == BATCHER_WORKER_FREE)
-			continue;
-		used++;
-		if (batcher_turn.slots[i].leave)
-			leaving++;
-	}
-	needed = nwaiting - leaving;
-	if (!no_process || used > batcher_max_workers)
-		needed += used - batcher_max_workers;
-
-	for (; needed > 0 && (victim = choose_victim()) >= 0; needed--)
-		batcher_turn_ask_to_leave(victim);
-
-	/* without a worker of ours to leave, only others can end the shortage */
-	if (needed > 0 || nwaiting > 0)
-		batcher_turn_look_at(batcher_clock_add_ms(batcher_turn.now,
-												  used > 0 ? ROOM_RETRY_MS :
-												  PROCESS_RETRY_MS));
-}
-
-/* Is it time to say this again, that was said at 'logged_at'? */
-static bool
-may_log(bool logged, TimestampTz logged_at)
-{
-	return !logged && batcher_turn.now >=
-		batcher_clock_add_ms(logged_at, LOG_INTERVAL_MS);
-}
-
-/*
- * Say that 'nwaiting' demands, the first of them since 'since', could not be
- * served, unless the log has it already.
- */
-static void
-log_shortage(int nwaiting, TimestampTz since, bool no_process)
-{
-	if (nwaiting == 0)
-	{
-		no_slot_logged = false;
-		no_process_logged = false;
-	}
-	else if (no_process && may_log(no_process_logged, no_process_logged_at))
-	{
-		ereport(LOG,
-				(errmsg("could not start a worker for batcher"),
-				 errdetail("All background worker processes are in use."),
-				 errhint("Increase \"%s\".", "max_worker_processes")));
-		no_process_logged = true;
-		no_process_logged_at = batcher_turn.now;
-	}
-	else if (!no_process && may_log(no_slot_logged, no_slot_logged_at) &&
-			 batcher_turn.now >=
-			 batcher_clock_add_ms(since, NO_SLOT_LOG_AFTER_MS))
-	{
-		ereport(LOG,
-				(errmsg("no free worker slot for batcher"),
-				 errdetail_plural("%d worker cannot be started.",
-								  "%d workers cannot be started.",
-								  nwaiting, nwaiting),
-				 errhint("Increase \"%s\".", "batcher.max_workers")));
-		no_slot_logged = true;
-		no_slot_logged_at = batcher_turn.now;
-	}
-}
-
-/* Who has something that waits comes first, then who is older. */
 static int
 compare_demands(const ListCell *a, const ListCell *b)
 {
@@ -524,6 +424,8 @@ compare_demands(const ListCell *a, const ListCell *b)
 
 	if (x->waits != y->waits)
 		return x->waits ? -1 : 1;
+	if (x->extra != y->extra)
+		return x->extra ? 1 : -1;
 	if (x->since != y->since)
 		return x->since < y->since ? -1 : 1;
 	return 0;
@@ -578,6 +480,7 @@ batcher_demand_serve(void)
 	ListCell   *lc;
 	int			nvisits = count_visits();
 	int			nwaiting = 0;
+	int			nextra = 0;
 	TimestampTz since = batcher_turn.now;
 	bool		no_process = false;
 
@@ -602,6 +505,8 @@ batcher_demand_serve(void)
 			if (demand->visit)
 				nvisits++;
 		}
+		else if (demand->extra)
+			nextra++;
 		else if (demand->waits)
 		{
 			nwaiting++;
@@ -609,6 +514,6 @@ batcher_demand_serve(void)
 		}
 	}
 
-	log_shortage(nwaiting, since, no_process);
-	make_room(nwaiting, no_process);
+	batcher_shortage_log(nwaiting, since, no_process);
+	batcher_shortage_make_room(nwaiting, no_process ? 0 : nextra, no_process);
 }

@@ -2,15 +2,18 @@
  * lanes.c
  *	  The lanes that a worker owns, and the definitions that it follows.
  *
- * A worker takes every lane of its identity that nobody owns.  It loads the
- * definitions when their generation has grown, when settings or roles have
- * changed, and when a lane may have become free; what it knows beyond them,
- * shared memory and the spool can be lost at any moment.  The worker.
+ * A worker takes every lane of its identity that nobody owns, or whose owner
+ * is too busy for it.  It loads the definitions when their generation has
+ * grown, when settings or roles have changed, and when a lane may be taken;
+ * what it knows beyond them, shared memory and the spool can be lost at any
+ * moment.  What it does with a lane beyond what it knows by itself it does
+ * while it holds the lane; see queue/owner.c.  The worker.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "base/clock.h"
+#include "base/debug.h"
 #include "miscadmin.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -69,11 +72,39 @@ find_view(BatcherSharedQueue *queue)
 	return NULL;
 }
 
-/* Say what is flushed now. */
+/*
+ * Forget the lanes that others have taken over.  Returns in how many of those
+ * that stay there is something to do.
+ */
+int
+batcher_lanes_forget_lost(void)
+{
+	ListCell   *lc;
+	List	   *lost = NIL;
+	int			nwaiting = 0;
+
+	foreach(lc, batcher_lane_views)
+	{
+		BatcherLaneView *view = lfirst(lc);
+
+		if (batcher_lane_owner(&view->queue->lane) != my_slot)
+			lost = lappend(lost, view);
+		else if (batcher_lane_wants_worker(view->queue))
+			nwaiting++;
+	}
+	foreach(lc, lost)
+		forget_view(lfirst(lc));
+	list_free(lost);
+	return nwaiting;
+}
+
+/* Say what is flushed now; 0 rows: the spool is read. */
 static void
 report_flush(BatcherSharedQueue *queue, int rows)
 {
-	batcher_slot_report(my_slot, queue, rows);
+	if (rows > 0)
+		batcher_slot_report(my_slot, queue, rows);
+	batcher_patience_run();
 }
 
 /* Own the lane of a queue, if it is ours to own; NULL if not. */
@@ -82,9 +113,12 @@ take_lane(BatcherSharedQueue *queue)
 {
 	BatcherLaneView *view;
 	MemoryContext old;
+	bool		had_owner = batcher_lane_owner(&queue->lane) >= 0;
 
 	if (!batcher_slot_own_lane(my_slot, queue))
 		return NULL;
+	if (had_owner)
+		batcher_debug_point("taken-over");
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	view = palloc0(sizeof(BatcherLaneView));
 	view->db = my_db;
@@ -97,6 +131,7 @@ take_lane(BatcherSharedQueue *queue)
 
 	/* what the last owner may have left undone after its last commit */
 	batcher_lane_sweep(queue, PG_INT32_MAX);
+	batcher_lane_let_go(&queue->lane);
 	return view;
 }
 
@@ -125,16 +160,14 @@ remove_dropped(uint64 generation)
 			continue;
 		}
 		view = find_view(queue);
-		if (view == NULL)
+		if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
+			!batcher_slot_own_lane(my_slot, queue))
+			continue;
+		/* meanwhile another worker may have taken it away */
+		if (pg_atomic_read_u32(&queue->dropped) == 0)
 		{
-			if (!batcher_slot_own_lane(my_slot, queue))
-				continue;
-			/* meanwhile another worker may have taken it away */
-			if (pg_atomic_read_u32(&queue->dropped) == 0)
-			{
-				batcher_slot_disown_lane(my_slot, queue);
-				continue;
-			}
+			batcher_slot_disown_lane(my_slot, queue);
+			continue;
 		}
 		if (view)
 			forget_view(view);
@@ -311,8 +344,9 @@ batcher_lanes_load(void)
 }
 
 /*
- * Take lanes that have become free since the definitions were loaded, and take
- * dropped queues away whose drop was not yet complete then.
+ * Take lanes that have become free since the definitions were loaded, or whose
+ * owners are too busy, and take dropped queues away whose drop was not yet
+ * complete then.
  */
 void
 batcher_lanes_look_for_free(bool busy)
@@ -322,6 +356,7 @@ batcher_lanes_look_for_free(bool busy)
 	bool		found = false;
 	static TimestampTz look_at = 0;
 	TimestampTz now = batcher_clock_now();
+	int			owner;
 
 	/* the launcher wakes us for them; a busy worker need not look each turn */
 	if (busy && now < look_at)
@@ -333,12 +368,13 @@ batcher_lanes_look_for_free(bool busy)
 	{
 		BatcherSharedQueue *queue = list[n];
 
-		if (pg_atomic_read_u32(&queue->lane.owner) == 0 &&
-			queue->identity == my_worker->identity &&
-			batcher_lane_wants_worker(queue))
+		owner = batcher_lane_owner(&queue->lane);
+		if (queue->identity == my_worker->identity &&
+			(owner < 0 ? batcher_lane_wants_worker(queue) :
+			 !busy && batcher_lane_stuck_at(queue) <= now))
 			found = true;
 		if (pg_atomic_read_u32(&queue->dropped) != 0 &&
-			(pg_atomic_read_u32(&queue->lane.owner) == 0 || find_view(queue)))
+			(owner < 0 || owner == my_slot))
 			found = true;
 	}
 	if (found)

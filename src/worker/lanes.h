@@ -14,5 +14,6 @@ extern void batcher_lanes_start(int slot, BatcherSharedDatabase *db);
 extern bool batcher_lanes_load(void);
 extern void batcher_lanes_reload(void);
 extern void batcher_lanes_look_for_free(bool busy);
+extern int	batcher_lanes_forget_lost(void);
 
 #endif							/* BATCHER_LANES_H */

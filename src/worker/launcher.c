@@ -162,15 +162,28 @@ batcher_turn_look_at(TimestampTz t)
 	batcher_turn.look_at = Min(batcher_turn.look_at, t);
 }
 
+/* How well the worker of a slot can do what comes: 0, not at all, to 3. */
+static int
+readiness(const BatcherSlotCopy *copy)
+{
+	if (copy->leave)
+		return 0;
+	if (copy->busy_since != 0)
+		return 1;
+	return copy->queue_id != 0 ? 2 : 3;
+}
+
 /*
  * A slot whose worker serves a database, and with 'identity' that role's
- * queues; -1 if there is none.  A worker that has not looked yet counts, and
- * with extoid InvalidOid the extension does not matter.
+ * queues; -1 if there is none.  Of several it is one that does nothing, else
+ * one that is not busy for long, else one that does not leave.  A worker that
+ * has not looked yet counts, and with extoid InvalidOid the extension does not
+ * matter.
  */
 int
 batcher_turn_find_worker(BatcherDatabaseKey db, const Oid *identity)
 {
-	int			leaving = -1;
+	int			best = -1;
 	int			i;
 
 	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
@@ -183,11 +196,11 @@ batcher_turn_find_worker(BatcherDatabaseKey db, const Oid *identity)
 			(OidIsValid(db.extoid) && OidIsValid(copy->db.extoid) &&
 			 copy->db.extoid != db.extoid))
 			continue;
-		if (!copy->leave)
-			return i;
-		leaving = i;
+		if (best < 0 ||
+			readiness(copy) > readiness(&batcher_turn.slots[best]))
+			best = i;
 	}
-	return leaving;
+	return best;
 }
 
 /*

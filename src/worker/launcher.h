@@ -75,4 +75,10 @@ extern void batcher_demand_collect(void);
 extern void batcher_demand_serve(void);
 extern void batcher_demand_worker_ended(int slot, bool attached);
 
+/* shortage.c */
+extern void batcher_shortage_make_room(int nwaiting, int nextra,
+									   bool no_process);
+extern void batcher_shortage_log(int nwaiting, TimestampTz since,
+								 bool no_process);
+
 #endif							/* BATCHER_LAUNCHER_H */

@@ -93,6 +93,7 @@ try_vacuum(bool idle, TransactionId since, MemoryContext cxt)
 		/* what vacuum() is given has to outlive its transactions */
 		PortalContext = cxt;
 		MemoryContextSwitchTo(cxt);
+		batcher_patience_run();
 		batcher_debug_point("vacuum");
 		vacuum_spool(spool, cut);
 	}

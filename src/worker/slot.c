@@ -62,10 +62,13 @@ free_slot(BatcherSharedWorker *worker)
 	worker->rows = 0;
 	worker->idle_long = false;
 	pg_atomic_write_u32(&worker->proc, 0);
+	pg_atomic_write_u64(&worker->busy_since, 0);
+	pg_atomic_write_u64(&worker->slow_at, 0);
 }
 
 /*
- * Give up a lane if this slot owns it; the control lock is held.  'armed' goes
+ * Give up a lane if this slot owns it, holding it or not; the control lock is
+ * held, without which nobody takes a lane over.  'armed' goes
  * first: whoever finds no owner must not believe that somebody will look.
  */
 static void
@@ -75,7 +78,7 @@ give_up_lane(int slot, BatcherSharedQueue *queue)
 
 	Assert(LWLockHeldByMeInMode(&batcher_shared->lock, LW_EXCLUSIVE));
 
-	if (pg_atomic_read_u32(&lane->owner) != (uint32) slot + 1)
+	if (batcher_lane_owner(lane) != slot)
 		return;
 	pg_atomic_write_u32(&lane->flushing, 0);
 	pg_atomic_write_u32(&lane->armed, 0);
@@ -276,30 +279,51 @@ batcher_slot_set_idle_long(int slot)
 	LWLockRelease(&batcher_shared->lock);
 }
 
+/* May a turn of this worker last long?  The control lock is held. */
+static bool
+is_slow(BatcherSharedWorker *worker, TimestampTz now)
+{
+	TimestampTz slow_at = pg_atomic_read_u64(&worker->slow_at);
+
+	return (worker->queue_id != 0 &&
+			now >= batcher_clock_add_ms(worker->since, BATCHER_LONG_TURN_MS)) ||
+		(slow_at != 0 &&
+		 now < batcher_clock_add_ms(slow_at, BATCHER_IDLE_LONG_MS));
+}
+
 /*
  * The worker of this slot has nothing to do and would rather leave.  True if
  * it may, because another worker of its database stays; 'leave' is set then.
- * Of two that ask at the same time, one stays.
+ * Of two that ask at the same time, one stays.  '*later' says that it may ask
+ * again in a while: now its lanes, if it has any, would go to a worker that was
+ * slow lately.
  */
 bool
-batcher_slot_retire(int slot)
+batcher_slot_retire(int slot, bool has_lanes, bool *later)
 {
 	BatcherSharedWorker *worker = &batcher_shared->workers[slot];
+	TimestampTz now = batcher_clock_now();
 	bool		other = false;
 	int			i;
 
 	Assert(slot == my_slot);
 
+	*later = false;
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	for (i = 0; i < BATCHER_MAX_WORKERS && !other; i++)
+	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
 	{
 		BatcherSharedWorker *w = &batcher_shared->workers[i];
 
-		other = i != slot && w->state == BATCHER_WORKER_RUNNING &&
-			w->db.dboid == worker->db.dboid &&
-			w->db.extoid == worker->db.extoid &&
-			!pg_atomic_read_u32(&w->leave);
+		if (i == slot || w->state != BATCHER_WORKER_RUNNING ||
+			w->db.dboid != worker->db.dboid ||
+			w->db.extoid != worker->db.extoid ||
+			pg_atomic_read_u32(&w->leave))
+			continue;
+		other = true;
+		if (has_lanes && w->identity == worker->identity && is_slow(w, now))
+			*later = true;
 	}
+	other = other && !*later;
 	if (other)
 		pg_atomic_write_u32(&worker->leave, 1);
 	LWLockRelease(&batcher_shared->lock);
@@ -307,26 +331,34 @@ batcher_slot_retire(int slot)
 }
 
 /*
- * Take a lane, if nobody has it and its database is not set aside.  Returns
- * whether the slot owns it now.
+ * Take a lane, if nobody has it, or its owner is too busy for it, and its
+ * database is not set aside.  If so it is held, too.
  */
 bool
 batcher_slot_own_lane(int slot, BatcherSharedQueue *queue)
 {
 	BatcherSharedLane *lane = &queue->lane;
-	uint32		owner;
+	TimestampTz now = batcher_clock_now();
+	BatcherQueueKey key;
+	bool		owned = false;
 
 	Assert(slot == my_slot);
 
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	owner = pg_atomic_read_u32(&lane->owner);
-	if (owner == 0 && !batcher_aside_marked(queue->key.db.dboid))
+	key = queue->key;
+	/* the entry of a queue that was dropped may be gone */
+	if (batcher_shmem_queue_locked(key) == queue &&
+		!batcher_aside_marked(key.db.dboid))
 	{
-		owner = slot + 1;
-		pg_atomic_write_u32(&lane->owner, owner);
+		uint32		owner = pg_atomic_read_u32(&lane->owner);
+
+		if (owner == 0 || batcher_lane_stuck_at(queue) <= now)
+			owned = pg_atomic_compare_exchange_u32(&lane->owner, &owner,
+												   (uint32) (slot + 1) |
+												   BATCHER_OWNER_HOLDS);
 	}
 	LWLockRelease(&batcher_shared->lock);
-	return owner == (uint32) slot + 1;
+	return owned;
 }
 
 /*
@@ -376,6 +408,7 @@ batcher_slot_copy(BatcherSlotCopy *copies)
 		copy->proc = pg_atomic_read_u32(&worker->proc);
 		copy->leave = pg_atomic_read_u32(&worker->leave) != 0;
 		copy->terminated = pg_atomic_read_u32(&worker->terminated) != 0;
+		copy->busy_since = pg_atomic_read_u64(&worker->busy_since);
 	}
 	LWLockRelease(&batcher_shared->lock);
 }

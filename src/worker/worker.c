@@ -5,8 +5,9 @@
  * A worker serves one database and one identity: the queues of one role, or
  * those of all superusers, so that code of one owner never meets what code of
  * another has left in the process.  It takes every lane of its identity that
- * nobody owns, and gives it back when it ends; what it knows of a lane beyond
- * shared memory and the spool can be lost at any moment.
+ * nobody owns, or whose owner is too busy for it, and gives it back when it
+ * ends; what it knows of a lane beyond shared memory and the spool can be lost
+ * at any moment.
  *
  * One turn: look for news (settings, definitions, a wish that it leave), give
  * each lane one batch, send the messages, and sleep until the earliest
@@ -40,9 +41,6 @@
 #include "utils/memutils.h"
 #include "worker/lanes.h"
 #include "worker/worker.h"
-
-/* Idle for so long, a worker is willing to give its place up. */
-#define IDLE_LONG_MS	60000
 
 static int	my_slot = -1;
 static BatcherSharedWorker *my_worker = NULL;
@@ -96,9 +94,9 @@ override_settings(void)
 						PGC_S_OVERRIDE);
 }
 
-/* Flush a batch of one lane; true if there may be more. */
+/* Flush a batch of a lane that is held; true if there may be more. */
 static bool
-serve_lane(BatcherLaneView *view, bool draining)
+serve_held_lane(BatcherLaneView *view, bool draining)
 {
 	bool		more;
 
@@ -106,6 +104,25 @@ serve_lane(BatcherLaneView *view, bool draining)
 	more = batcher_flush_lane(view, draining);
 	batcher_in_flush = false;
 	MemoryContextSwitchTo(turn_cxt);
+	return more;
+}
+
+/*
+ * The same for a lane that we may have lost to another worker: then nothing is
+ * done.  Messages do not wait for a flush that may take long.
+ */
+static bool
+serve_lane(BatcherLaneView *view, bool draining)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	bool		more;
+
+	if (view->flush_ms >= BATCHER_PATIENCE_MS)
+		batcher_message_send();
+	if (!batcher_lane_hold(lane, my_slot))
+		return false;
+	more = serve_held_lane(view, draining);
+	batcher_lane_let_go(lane);
 	return more;
 }
 
@@ -119,7 +136,7 @@ looks_by_itself(BatcherLaneView *view)
 /*
  * Say how committers are to wake us for a lane that has nothing due: by
  * itself we look at its deadline; without one the next commit wakes us.  True
- * if the lane turns out to have something to do after all.
+ * if the lane turns out to have something to do after all.  The lane is held.
  */
 static bool
 arm_lane(BatcherLaneView *view)
@@ -136,7 +153,7 @@ arm_lane(BatcherLaneView *view)
 		return false;
 	}
 	(void) pg_atomic_exchange_u32(&lane->armed, 0);
-	if (serve_lane(view, false))
+	if (serve_held_lane(view, false))
 		return true;
 	if (looks_by_itself(view))
 		pg_atomic_write_u32(&lane->armed, 1);
@@ -168,11 +185,13 @@ serve_lanes(bool draining, TimestampTz *deadline)
 	foreach(lc, batcher_lane_views)
 	{
 		BatcherLaneView *view = lfirst(lc);
+		BatcherSharedLane *lane = &view->queue->lane;
 
-		if (view->def == NULL)
+		if (view->def == NULL || !batcher_lane_hold(lane, my_slot))
 			continue;
 		if (arm_lane(view))
 			more = true;
+		batcher_lane_let_go(lane);
 		*deadline = Min(*deadline, view->deadline);
 	}
 	if (more)
@@ -228,8 +247,10 @@ static void
 sleep_until(TimestampTz deadline)
 {
 	static uint32 wait_event = 0;
+	static bool retire_later = false;
 	TimestampTz now = batcher_clock_now();
-	bool		idle = deadline == BATCHER_NEVER && !my_worker->idle_long;
+	bool		idle = deadline == BATCHER_NEVER &&
+		(!my_worker->idle_long || retire_later);
 	long		ms = batcher_clock_ms_until(deadline, now);
 	int			events;
 
@@ -240,8 +261,9 @@ sleep_until(TimestampTz deadline)
 	{
 		if (batcher_maintain_spool(true))
 			return;				/* somebody may have come meanwhile */
-		ms = IDLE_LONG_MS;
+		ms = BATCHER_IDLE_LONG_MS;
 	}
+	batcher_patience_end();
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	if (has_news())				/* the latch may have been reset since */
@@ -251,7 +273,8 @@ sleep_until(TimestampTz deadline)
 	if (idle && (events & WL_TIMEOUT))
 	{
 		batcher_slot_set_idle_long(my_slot);
-		if (batcher_slot_retire(my_slot))
+		if (batcher_slot_retire(my_slot, batcher_lane_views != NIL,
+								&retire_later))
 			proc_exit(0);
 	}
 }
@@ -269,6 +292,7 @@ start_worker(void)
 	batcher_executor_install();
 	batcher_settle_install();
 	batcher_message_install();
+	batcher_patience_install(my_slot);
 	(void) batcher_shmem_area();
 
 	SetCurrentStatementStartTimestamp();
@@ -309,6 +333,7 @@ batcher_worker_main(Datum arg)
 	for (;;)
 	{
 		TimestampTz deadline;
+		int			nwaiting;
 
 		ResetLatch(MyLatch);
 		wakeups_seen = batcher_shmem_wakeups();
@@ -326,6 +351,9 @@ batcher_worker_main(Datum arg)
 			handle_termination();
 		if (pg_atomic_read_u32(&my_worker->leave))
 			proc_exit(0);
+		nwaiting = batcher_lanes_forget_lost();
+		batcher_patience_begin(list_length(batcher_lane_views), nwaiting,
+							   wakeups_seen);
 		batcher_lanes_look_for_free(busy);
 		if (!batcher_lanes_load())
 			proc_exit(0);

@@ -28,7 +28,27 @@ extern bool batcher_slot_own_lane(int slot, BatcherSharedQueue *queue);
 extern void batcher_slot_disown_lane(int slot, BatcherSharedQueue *queue);
 
 extern void batcher_slot_set_idle_long(int slot);
-extern bool batcher_slot_retire(int slot);
+extern bool batcher_slot_retire(int slot, bool has_lanes, bool *later);
+
+/*
+ * Idle for so long, a worker is willing to give its place up; so long after
+ * another one's last long turn, it may be needed again.
+ */
+#define BATCHER_IDLE_LONG_MS	60000
+
+/*
+ * patience.c: who has been at work for so long lets others have its lanes; for
+ * rows that are so late, and turns that are so long, another worker is worth
+ * it.
+ */
+#define BATCHER_PATIENCE_MS		5
+#define BATCHER_LONG_TURN_MS	50
+
+extern void batcher_patience_install(int slot);
+extern void batcher_patience_begin(int nlanes, int nwaiting,
+								   uint32 wakeups);
+extern void batcher_patience_run(void);
+extern void batcher_patience_end(void);
 
 /*
  * In the place of an extension's OID in a slot: the worker has looked, and
@@ -56,6 +76,7 @@ typedef struct BatcherSlotCopy
 	uint32		proc;
 	bool		leave;
 	bool		terminated;
+	TimestampTz busy_since;
 } BatcherSlotCopy;
 
 extern void batcher_slot_copy(BatcherSlotCopy *copies);

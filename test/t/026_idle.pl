@@ -48,7 +48,7 @@ sql($node, 'CHECKPOINT');
 my @pids = split(/\n/, sql(
 		$node, "SELECT pid FROM pg_stat_activity
 		WHERE backend_type LIKE 'batcher%'"));
-is(scalar(@pids), 2, 'a launcher and a worker');
+cmp_ok(scalar(@pids), '>=', 2, 'a launcher and a worker or two');
 
 # How often these processes have gone to sleep so far.
 sub sleeps
