@@ -13,7 +13,12 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('terminate', "batcher.flush_interval = '10ms'");
+# one worker, so that it is known which one is meant
+my $node = new_node(
+	'terminate', q(
+batcher.flush_interval = '10ms'
+batcher.max_workers = 1
+));
 
 sql(
 	$node, q(
