@@ -48,31 +48,39 @@ typedef struct BatcherBatchRow
 	BatcherChunk *chunk;
 	BatcherRow *row;
 	BatcherOutcome outcome;
+	int			next;			/* index of the next row of its claim, or -1 */
 } BatcherBatchRow;
 
 /* A chunk of which a batch has rows. */
 typedef struct BatcherClaim
 {
 	BatcherChunk *chunk;
-	int			first;			/* of its rows in the batch */
-	int			nrows;
+	int			first;			/* index of its first row in the batch */
 	bool		gone;			/* its tuple was settled another way */
 	int			nsettled;		/* of the rows, when it was settled */
 	ItemPointerData new_tid;	/* of the tuple with the rows that stay;
 								 * invalid: none stay */
 } BatcherClaim;
 
+/* The waiting rows in order: see index.c. */
+typedef struct BatcherIndex BatcherIndex;
+typedef struct BatcherRef BatcherRef;
+
 typedef struct BatcherBatch
 {
 	BatcherReason reason;
 	uint64		number;			/* of the batch, within its queue */
 	int			nrows;
-	BatcherBatchRow *rows;		/* rows of one chunk stand together */
+	BatcherBatchRow *rows;
+	int			allocated;		/* rows for which there is room */
 	int			nflushed;		/* rows that the statement has taken */
 	int			nclaims;
 	BatcherClaim *claims;
 	int			ncharged;		/* claims whose rows are charged so far */
 	TimestampTz oldest_at;		/* oldest commit of its rows */
+	BatcherIndex *index;		/* where it was taken from */
+	int			nrefs;
+	BatcherRef **refs;			/* what was taken out of there */
 } BatcherBatch;
 
 /* Steps by which flushing degrades; the breaker is the last. */
@@ -118,16 +126,15 @@ typedef struct BatcherLaneView
 	uint64		generation;		/* of the definitions that 'def' is of */
 	BatcherExecutor *executor;
 	BatcherReadback *readback;	/* NULL: none */
-	int			nimmediate;		/* chunks taken with immediate rows, about */
-	bool		has_void;		/* a look met a VOID chunk: sweep */
+	BatcherIndex *index;		/* NULL: to be built */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
-	bool		held_back;		/* look also when any chunk is decided: one
-								 * holds back rows that are due */
+	bool		wants_news;		/* look also when any chunk is decided: one
+								 * holds back rows that are due, or what comes
+								 * may be due before the deadline */
 	BatcherLimits limits;		/* as of the last look */
 	uint64		asked_upto;		/* flush_upto, when the last batch was gathered */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
 	HTAB	   *retries;		/* see retry.c; NULL: none */
-	TimestampTz retry_next;		/* when the first of them is due */
 	int			passing;		/* flushes in a row that failed as a whole, by
 								 * what may pass */
 	int			reopened;		/* times in a row that the breaker has opened
@@ -144,7 +151,12 @@ typedef struct BatcherLaneView
 /* gather.c */
 extern BatcherBatch *batcher_gather(BatcherLaneView *view, TimestampTz now,
 									bool draining);
+extern void batcher_gather_return(BatcherLaneView *view, BatcherBatch *batch);
+extern int64 batcher_gather_ready(BatcherLaneView *view);
 extern void batcher_gather_publish(BatcherLaneView *view);
+
+/* index.c */
+extern void batcher_index_reset(BatcherLaneView *view);
 
 /* breaker.c */
 extern int	batcher_breaker_limit(BatcherLaneView *view, TimestampTz now);
@@ -199,8 +211,8 @@ extern bool batcher_retry_alone(BatcherLaneView *view, uint64 ticket,
 								BatcherFault *fault);
 extern void batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket);
 extern void batcher_retry_remove(BatcherLaneView *view, uint64 ticket);
-extern void batcher_retry_force(BatcherLaneView *view);
-extern int64 batcher_retry_count(BatcherLaneView *view);
+extern bool batcher_retry_known(BatcherLaneView *view, uint64 ticket);
+extern bool batcher_retry_force(BatcherLaneView *view);
 extern void batcher_retry_reset(BatcherLaneView *view);
 
 /* claim.c */
@@ -244,7 +256,12 @@ extern BatcherChunk *batcher_readback_first(BatcherLaneView *view);
 extern BatcherChunk *batcher_readback_next(BatcherChunk *chunk);
 extern bool batcher_readback_low(BatcherLaneView *view);
 extern bool batcher_readback_settled(BatcherLaneView *view, uint64 upto);
-extern void batcher_readback_tidy(BatcherLaneView *view);
+extern void batcher_readback_rewind(BatcherLaneView *view);
+extern BatcherChunk *batcher_readback_take(BatcherLaneView *view);
+extern void batcher_readback_count_settled(BatcherLaneView *view,
+										   int64 nrows);
+extern void batcher_readback_release(BatcherLaneView *view,
+									 BatcherChunk *chunk);
 extern void batcher_readback_reset(BatcherLaneView *view);
 extern void batcher_readback_survey(BatcherSharedDatabase *db);
 

@@ -47,34 +47,63 @@ batcher_claim_deleted(bool reset)
 	return n;
 }
 
-/* Group the rows of a batch by chunk; what is made outlives the transaction. */
+/* A row of a batch, by its chunk. */
+typedef struct ChunkRow
+{
+	BatcherChunk *chunk;
+	BatcherRow *row;
+	int			index;
+} ChunkRow;
+
+#define ST_SORT sort_chunk_rows
+#define ST_ELEMENT_TYPE ChunkRow
+#define ST_COMPARE(a, b) \
+	((a)->chunk != (b)->chunk ? ((a)->chunk < (b)->chunk ? -1 : 1) : \
+	 (a)->row < (b)->row ? -1 : (a)->row > (b)->row)
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
+/*
+ * Group the rows of a batch by chunk, those of each in their order there; what
+ * is made outlives the transaction.
+ */
 static void
 make_claims(BatcherBatch *batch)
 {
+	ChunkRow   *sorted;
 	int			i;
 
 	batch->claims = MemoryContextAllocHuge(GetMemoryChunkContext(batch),
 										   batch->nrows * sizeof(BatcherClaim));
 	batch->nclaims = 0;
 	batch->ncharged = 0;
+	sorted = palloc_extended(batch->nrows * sizeof(ChunkRow), MCXT_ALLOC_HUGE);
 	for (i = 0; i < batch->nrows; i++)
 	{
-		BatcherChunk *chunk = batch->rows[i].chunk;
+		sorted[i].chunk = batch->rows[i].chunk;
+		sorted[i].row = batch->rows[i].row;
+		sorted[i].index = i;
+	}
+	sort_chunk_rows(sorted, batch->nrows);
+	for (i = 0; i < batch->nrows; i++)
+	{
 		BatcherClaim *claim;
 
-		if (i > 0 && batch->rows[i - 1].chunk == chunk)
+		batch->rows[sorted[i].index].next = -1;
+		if (i > 0 && sorted[i - 1].chunk == sorted[i].chunk)
 		{
-			batch->claims[batch->nclaims - 1].nrows++;
+			batch->rows[sorted[i - 1].index].next = sorted[i].index;
 			continue;
 		}
 		claim = &batch->claims[batch->nclaims++];
-		claim->chunk = chunk;
-		claim->first = i;
-		claim->nrows = 1;
+		claim->chunk = sorted[i].chunk;
+		claim->first = sorted[i].index;
 		claim->gone = false;
 		claim->nsettled = 0;
 		ItemPointerSetInvalid(&claim->new_tid);
 	}
+	pfree(sorted);
 }
 
 /* A claim with its tuple's place, block and offset, as one number. */
@@ -95,22 +124,44 @@ typedef struct Place
 static void
 drop_gone(BatcherBatch *batch)
 {
+	int		   *places = palloc_extended(batch->nrows * sizeof(int),
+										 MCXT_ALLOC_HUGE);
 	int			kept = 0;
 	int			i;
 	int			j;
 
+	memset(places, 0, batch->nrows * sizeof(int));
 	for (i = 0; i < batch->nclaims; i++)
 	{
 		BatcherClaim *claim = &batch->claims[i];
-		int			first = kept;
 
+		for (j = claim->first; claim->gone && j >= 0; j = batch->rows[j].next)
+			places[j] = -1;
 		if (claim->gone)
+			claim->first = -1;
+	}
+	for (i = 0; i < batch->nrows; i++)
+	{
+		if (places[i] == 0)
+			places[i] = kept++;
+	}
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		if (batch->claims[i].first >= 0)
+			batch->claims[i].first = places[batch->claims[i].first];
+	}
+	for (i = 0; i < batch->nrows; i++)
+	{
+		BatcherBatchRow row = batch->rows[i];
+
+		if (places[i] < 0)
 			continue;
-		for (j = 0; j < claim->nrows; j++)
-			batch->rows[kept++] = batch->rows[claim->first + j];
-		claim->first = first;
+		if (row.next >= 0)
+			row.next = places[row.next];
+		batch->rows[places[i]] = row;
 	}
 	batch->nrows = kept;
+	pfree(places);
 }
 
 /*
@@ -191,7 +242,7 @@ keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
 	int			n = 0;
 	int			i;
 
-	for (i = claim->first; i < claim->first + claim->nrows; i++)
+	for (i = claim->first; i >= 0; i = batch->rows[i].next)
 	{
 		if (batcher_outcome_settles(batch->rows[i].outcome))
 			skip[n++] = batch->rows[i].row;
@@ -228,7 +279,7 @@ batcher_settle_at_commit(BatcherLaneView *view, BatcherBatch *batch,
 		if (claim->gone)
 			continue;
 		claim->nsettled = 0;
-		for (j = claim->first; j < claim->first + claim->nrows; j++)
+		for (j = claim->first; j >= 0; j = batch->rows[j].next)
 		{
 			BatcherBatchRow *r = &batch->rows[j];
 
@@ -266,7 +317,7 @@ mark_claim(BatcherBatch *batch, BatcherClaim *claim)
 		chunk->nlive = 0;
 		return live;
 	}
-	for (i = claim->first; i < claim->first + claim->nrows; i++)
+	for (i = claim->first; i >= 0; i = batch->rows[i].next)
 	{
 		BatcherBatchRow *r = &batch->rows[i];
 
@@ -327,6 +378,7 @@ settle(BatcherLaneView *view, BatcherBatch *batch)
 		batcher_shmem_add_volatile(-nvolatile);
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, from_memory);
 	(void) pg_atomic_fetch_sub_u64(&lane->nspilled, from_spool);
+	batcher_readback_count_settled(view, from_spool);
 	if (view->def->flush_sql)
 		(void) pg_atomic_fetch_add_u32(&lane->unsent, batcher_message_made());
 	count_outcomes(view->queue, batch);
@@ -343,8 +395,7 @@ take_charges_back(BatcherBatch *batch)
 	{
 		BatcherClaim *claim = &batch->claims[i];
 
-		for (j = claim->first; !claim->gone && j < claim->first + claim->nrows;
-			 j++)
+		for (j = claim->first; j >= 0; j = batch->rows[j].next)
 		{
 			if (batch->rows[j].outcome == BATCHER_OUTCOME_FAILED)
 				batch->rows[j].row->attempts--;
@@ -390,7 +441,8 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 		[BATCHER_OUTCOME_DEAD] = BATCHER_FATE_DEAD,
 	};
 	BatcherSharedQueue *queue = view->queue;
-	int			settled = 0;
+	BatcherChunk **settled;
+	int			nsettled = 0;
 	int			i;
 
 	LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
@@ -406,7 +458,7 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 							fates[r->outcome]);
 	}
 	LWLockRelease(&queue->lane.lock);
-	for (i = 0; batcher_retry_count(view) > 0 && i < batch->nrows; i++)
+	for (i = 0; view->retries && i < batch->nrows; i++)
 	{
 		BatcherBatchRow *r = &batch->rows[i];
 
@@ -414,16 +466,28 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 			batcher_retry_remove(view, r->chunk->first_ticket + r->row->ticket);
 	}
 
+	/* rows that are not of the batch are settled with it if a chunk is gone */
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		if (batch->claims[i].gone)
+			batcher_index_reset(view);
+	}
+	batcher_gather_return(view, batch);
+	settled = palloc_extended(batch->nclaims * sizeof(BatcherChunk *),
+							  MCXT_ALLOC_HUGE);
 	for (i = 0; i < batch->nclaims; i++)
 	{
 		BatcherChunk *chunk = batch->claims[i].chunk;
 
-		if (chunk->nlive == 0 && !(chunk->flags & BATCHER_CHUNK_PRIVATE))
-			settled++;
+		if (chunk->nlive > 0)
+			continue;
+		if (chunk->flags & BATCHER_CHUNK_PRIVATE)
+			batcher_readback_release(view, chunk);
+		else
+			settled[nsettled++] = chunk;
 	}
-	if (settled > 0)
-		batcher_lane_sweep(queue, settled);
-	batcher_readback_tidy(view);
+	batcher_lane_release(queue, settled, nsettled);
+	pfree(settled);
 	ConditionVariableBroadcast(batcher_settled_cv(queue->key.queue_id));
 }
 
@@ -457,8 +521,8 @@ batcher_settle_resync(BatcherLaneView *view, Relation spool)
 	}
 	batcher_lane_spill_mark(lane);
 	batcher_readback_reset(view);
-	if (batcher_lane_take(lane) > 0)
-		view->nimmediate = -1;	/* count anew */
+	batcher_index_reset(view);
+	(void) batcher_lane_take(lane);
 	for (p = lane->taken_head; DsaPointerIsValid(p);)
 	{
 		BatcherChunk *chunk = batcher_area_address(p);
@@ -477,7 +541,7 @@ batcher_settle_resync(BatcherLaneView *view, Relation spool)
 	}
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, forgotten);
 	(void) pg_atomic_fetch_add_u64(&lane->nspilled, forgotten);
-	batcher_lane_sweep(view->queue, PG_INT32_MAX);
+	batcher_lane_sweep(view->queue);
 	elog(DEBUG1, "the spool was rewritten: " UINT64_FORMAT " rows of queue \"%s\" are read back",
 		 forgotten, view->def->name);
 }

@@ -193,8 +193,6 @@ finish_batch(Try *t)
 		if (t->iso == NULL)
 			batcher_failure_whole_passed(view);
 	}
-	if (batch->reason == BATCHER_REASON_IMMEDIATE && view->nimmediate > 0)
-		view->nimmediate = -1;	/* count anew */
 	/* counted before anybody who waits can see that it is over */
 	report_batch(view, batch, t->started, batcher_clock_now());
 	if (t->iso)
@@ -563,6 +561,8 @@ flush_gathered(BatcherLaneView *view, BatcherBatch *batch)
 		return false;
 	}
 	result = flush_batch(view, batch);
+	if (result == FLUSH_AGAIN)
+		batcher_index_reset(view);
 	if (limited && result == FLUSH_AGAIN)
 		batcher_schedule_give_back(view, batch->nrows);
 	if (result == FLUSH_FAILED)
@@ -599,16 +599,11 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 		refilled = refill(view);
 
 	batch = batcher_gather(view, batcher_clock_now(), draining);
-	if (view->has_void)
-	{
-		/* otherwise their room is kept until rows of memory are flushed */
-		view->has_void = false;
-		batcher_lane_sweep(view->queue, PG_INT32_MAX);
-	}
 	if (batch)
 	{
 		bool		more = flush_gathered(view, batch);
 
+		batcher_gather_return(view, batch);
 		batcher_gather_publish(view);
 		return more;
 	}

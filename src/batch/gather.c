@@ -3,23 +3,28 @@
  *	  Choosing the rows of the next batch of a lane.
  *
  * The waiting rows of a lane are those of the chunks that its owner has
- * taken, then those that were read back from the spool, which are younger (a
+ * taken, and those that were read back from the spool, which are younger (a
  * lane that has spilled takes nothing into memory until it is read back).
- * Nothing is copied: a batch is an array of pointers into the chunks.
+ * index.c keeps them in order.  Nothing is copied: a batch is an array of
+ * pointers into the chunks.
  *
- * A chunk whose transaction has not ended yet holds back the later rows of
- * its keys, and nothing else.  The worker; no transaction is needed.
+ * What is ready leaves by priority, and within one priority in the order of
+ * age; what has waited for ten windows counts as of the highest priority.  The
+ * worker; no transaction is needed.
  */
 #include "postgres.h"
 
 #include "base/clock.h"
 #include "base/debug.h"
 #include "batch/batch.h"
-#include "batch/keyset.h"
+#include "batch/index.h"
 #include "utils/memutils.h"
 
 /* Rows that one purge throws away at most. */
 #define PURGE_BATCH		10000
+
+/* So many windows long a row is passed by those with a higher priority. */
+#define AGED_WINDOWS	10
 
 /* The first chunk of a lane, and the one after a chunk. */
 static BatcherChunk *
@@ -42,252 +47,111 @@ next_chunk(BatcherLaneView *view, BatcherChunk *chunk)
 	return batcher_readback_first(view);
 }
 
-/* What a walk over the rows is to find. */
-typedef struct Selection
-{
-	int			max_rows;
-	uint64		below;			/* chunks with a smaller number only */
-	bool		all;			/* whether they wait for a retry or not */
-	TimestampTz retry_by;		/* only rows that are tried again by then; 0:
-								 * only such as have not failed */
-	TimestampTz retry_next;		/* found: when the first other one is due */
-	TimestampTz oldest_at;		/* found: oldest commit of those looked at */
-	TimestampTz held_at;		/* found: the same of those that undecided
-								 * chunks hold back; 0: some are immediate */
-	BatcherKeySet undecided;	/* keys of undecided chunks */
-	BatcherKeySet *keys;		/* only rows of these keys ... */
-	BatcherChunk *immediate;	/* ... and immediate ones of this chunk that
-								 * have no key */
-} Selection;
-
-/* Note the keys that an undecided chunk holds back. */
-static void
-hold_keys(BatcherKeySet *held, BatcherChunk *chunk)
-{
-	BatcherRow *row = batcher_chunk_first(chunk);
-	int			i;
-
-	if (!(chunk->flags & BATCHER_CHUNK_KEYED))
-		return;
-	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
-		batcher_keyset_add(held, batcher_row_key(chunk, row));
-}
-
-/*
- * Is this row to be taken?  One that is tried again by itself holds back the
- * later rows of its key, and nothing else.
- */
-static bool
-is_selected(BatcherLaneView *view, Selection *sel, BatcherKeySet *held,
-			BatcherChunk *chunk, BatcherRow *row)
-{
-	TimestampTz retry_at;
-	text	   *key;
-
-	if (row->flags & BATCHER_ROW_DONE)
-		return false;
-	if (sel->all)
-		return true;
-	retry_at = batcher_retry_at(view, chunk, row);
-	if (retry_at == BATCHER_NO_RETRY)
-	{
-		if (sel->retry_by != 0)
-			return false;
-		key = held->table || sel->undecided.table || sel->keys ?
-			batcher_row_key(chunk, row) : NULL;
-		if (batcher_keyset_has(held, key))
-			return false;
-		if (batcher_keyset_has(&sel->undecided, key))
-		{
-			sel->held_at = Min(sel->held_at, row->flags & BATCHER_ROW_IMMEDIATE ?
-							   0 : chunk->committed_at);
-			return false;
-		}
-		if (sel->immediate == NULL)
-			return true;
-		/* if its key was held back, what has held it may be decided by now */
-		return key ? batcher_keyset_has(sel->keys, key) :
-			chunk == sel->immediate && (row->flags & BATCHER_ROW_IMMEDIATE);
-	}
-	key = batcher_row_key(chunk, row);
-	if (batcher_keyset_has(held, key) ||
-		batcher_keyset_has(&sel->undecided, key))
-		return false;
-	batcher_keyset_add(held, key);
-	if (retry_at <= sel->retry_by)
-		return true;
-	sel->retry_next = Min(sel->retry_next, retry_at);
-	return false;
-}
-
-/* Walk the rows and take those that are selected and not held back. */
+/* A new batch, in the current context. */
 static BatcherBatch *
-select_rows(BatcherLaneView *view, Selection *sel)
+make_batch(BatcherReason reason)
 {
 	BatcherBatch *batch = palloc0(sizeof(BatcherBatch));
-	int			allocated = 64;
-	BatcherKeySet held = {NULL};
-	BatcherChunk *chunk;
 
-	batch->rows = palloc(allocated * sizeof(BatcherBatchRow));
-	batch->oldest_at = sel->oldest_at = sel->held_at = BATCHER_NEVER;
-	for (chunk = first_chunk(view); chunk && batch->nrows < sel->max_rows;
-		 chunk = next_chunk(view, chunk))
-	{
-		uint32		state = pg_atomic_read_u32(&chunk->state);
-		BatcherRow *row = batcher_chunk_first(chunk);
-		int			i;
-
-		if (state == BATCHER_CHUNK_COMMITTING)
-			hold_keys(&sel->undecided, chunk);
-		else if (state == BATCHER_CHUNK_VOID)
-			view->has_void = true;
-		if (state != BATCHER_CHUNK_COMMITTED || chunk->number >= sel->below)
-			continue;
-		pg_read_barrier();		/* the time was stored before the state */
-		if (chunk->nlive > 0)
-			sel->oldest_at = Min(sel->oldest_at, chunk->committed_at);
-		for (i = 0; i < chunk->nrows && batch->nrows < sel->max_rows;
-			 i++, row = batcher_row_next(row))
-		{
-			if (!is_selected(view, sel, &held, chunk, row))
-				continue;
-			if (batch->nrows == allocated)
-			{
-				allocated *= 2;
-				batch->rows = repalloc_huge(batch->rows,
-											allocated * sizeof(BatcherBatchRow));
-			}
-			batch->rows[batch->nrows].chunk = chunk;
-			batch->rows[batch->nrows].row = row;
-			batch->rows[batch->nrows].outcome = BATCHER_OUTCOME_FLUSHED;
-			batch->nrows++;
-			batch->oldest_at = Min(batch->oldest_at, chunk->committed_at);
-		}
-	}
+	batch->reason = reason;
+	batch->oldest_at = BATCHER_NEVER;
+	batch->allocated = 64;
+	batch->rows = palloc(batch->allocated * sizeof(BatcherBatchRow));
+	batch->refs = palloc(batch->allocated * sizeof(BatcherRef *));
 	return batch;
 }
 
+/* Add a row to a batch; 'ref' is what was taken out of the index, or NULL. */
+static void
+add_row(BatcherBatch *batch, BatcherChunk *chunk, BatcherRow *row,
+		BatcherRef *ref)
+{
+	BatcherBatchRow *r;
+
+	if (batch->nrows == batch->allocated)
+	{
+		batch->allocated *= 2;
+		batch->rows = repalloc_huge(batch->rows, batch->allocated *
+									sizeof(BatcherBatchRow));
+		batch->refs = repalloc_huge(batch->refs, batch->allocated *
+									sizeof(BatcherRef *));
+	}
+	if (ref)
+		batch->refs[batch->nrefs++] = ref;
+	r = &batch->rows[batch->nrows++];
+	r->chunk = chunk;
+	r->row = row;
+	r->outcome = BATCHER_OUTCOME_FLUSHED;
+	batch->oldest_at = Min(batch->oldest_at, chunk->committed_at);
+}
+
+/* Take the first row of a unit that was taken off. */
+static void
+take_row(BatcherLaneView *view, BatcherBatch *batch, BatcherUnit *unit)
+{
+	BatcherRef *ref = batcher_unit_pop(view, unit);
+
+	add_row(batch, ref->chunk, ref->row, ref);
+}
+
 /*
- * The first chunk with immediate rows that nothing holds back, their keys in
- * 'keys'; NULL, and then view->nimmediate is set, if there is none.
+ * Take note of how a batch has ended: what it has taken out of the index and
+ * has not settled is put back.  Before settled chunks are let go; again does
+ * no harm.
  */
-static BatcherChunk *
-find_immediate(BatcherLaneView *view, BatcherKeySet *keys)
+void
+batcher_gather_return(BatcherLaneView *view, BatcherBatch *batch)
 {
-	BatcherKeySet held = {NULL};
-	BatcherChunk *found = NULL;
-	BatcherChunk *chunk;
-	int			left = 0;
+	int			i;
 
-	for (chunk = first_chunk(view); chunk && found == NULL;
-		 chunk = next_chunk(view, chunk))
+	if (view->index == NULL || view->index != batch->index)
+		return;
+	for (i = batch->nrefs - 1; i >= 0; i--)
 	{
-		uint32		state = pg_atomic_read_u32(&chunk->state);
-		bool		immediate = chunk->flags & BATCHER_CHUNK_IMMEDIATE;
-		BatcherRow *row = batcher_chunk_first(chunk);
-		int			i;
+		BatcherRef *ref = batch->refs[i];
 
-		if (state == BATCHER_CHUNK_COMMITTING)
-		{
-			hold_keys(&held, chunk);
-			left += immediate;
-		}
-		/* other rows are of interest if they are tried again */
-		if (state != BATCHER_CHUNK_COMMITTED || chunk->nlive == 0 ||
-			(!immediate && view->retry_next == BATCHER_NEVER))
-			continue;
-		for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
-		{
-			text	   *key = batcher_row_key(chunk, row);
-
-			if (row->flags & BATCHER_ROW_DONE)
-				continue;
-			if (batcher_retry_at(view, chunk, row) != BATCHER_NO_RETRY)
-				batcher_keyset_add(&held, key);
-			else if (row->flags & BATCHER_ROW_IMMEDIATE)
-			{
-				if (batcher_keyset_has(&held, key))
-				{
-					left++;
-					continue;
-				}
-				found = chunk;
-				batcher_keyset_add(keys, key);
-			}
-		}
+		if (ref->row->flags & BATCHER_ROW_DONE)
+			batcher_unit_forget_ref(view->index, ref);
+		else
+			batcher_unit_push_back(view, ref);
 	}
-	if (found == NULL)
-		view->nimmediate = left;
-	return found;
+	batch->nrefs = 0;
 }
 
-/* A batch of the first immediate rows and of what waits with their keys. */
-static BatcherBatch *
-gather_immediate(BatcherLaneView *view, int max_rows)
-{
-	Selection	sel = {
-		.max_rows = max_rows,
-		.below = PG_UINT64_MAX
-	};
-	BatcherKeySet keys = {NULL};
-	BatcherBatch *batch;
-
-	if (view->nimmediate == 0)
-		return NULL;
-	sel.immediate = find_immediate(view, &keys);
-	if (sel.immediate == NULL)
-		return NULL;
-	sel.keys = &keys;
-	batcher_debug_point("immediate");
-	batch = select_rows(view, &sel);
-	batch->reason = BATCHER_REASON_IMMEDIATE;
-	return batch->nrows > 0 ? batch : NULL;
-}
-
-/* Count what the taken list has of immediate chunks, after it has changed. */
-static void
-count_immediate(BatcherLaneView *view)
-{
-	BatcherChunk *chunk;
-
-	view->nimmediate = 0;
-	for (chunk = first_chunk(view); chunk; chunk = next_chunk(view, chunk))
-	{
-		if (chunk->flags & BATCHER_CHUNK_IMMEDIATE)
-			view->nimmediate++;
-	}
-}
-
-/* Take the inbox; notice whether immediate rows came with it. */
-static void
-take_inbox(BatcherLaneView *view)
-{
-	int			nimmediate = batcher_lane_take(&view->queue->lane);
-
-	if (view->nimmediate < 0)
-		count_immediate(view);
-	else
-		view->nimmediate += nimmediate;
-}
-
-/* Rows to be thrown away, or NULL. */
+/* Rows to be thrown away, or NULL.  They are not taken out of the index. */
 static BatcherBatch *
 gather_purge(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	Selection	sel = {.max_rows = PURGE_BATCH,.all = true};
+	uint64		upto = pg_atomic_read_u64(&lane->purge_upto);
 	BatcherBatch *batch;
-	int			i;
+	BatcherChunk *chunk;
 
-	sel.below = pg_atomic_read_u64(&lane->purge_upto);
-	if (sel.below <= pg_atomic_read_u64(&lane->settled))
+	if (upto <= pg_atomic_read_u64(&lane->settled))
 		return NULL;
-	batch = select_rows(view, &sel);
-	batch->reason = BATCHER_REASON_PURGE;
-	for (i = 0; i < batch->nrows; i++)
-		batch->rows[i].outcome = BATCHER_OUTCOME_PURGED;
-	return batch->nrows > 0 ? batch : NULL;
+	batch = make_batch(BATCHER_REASON_PURGE);
+	for (chunk = first_chunk(view); chunk && batch->nrows < PURGE_BATCH;
+		 chunk = next_chunk(view, chunk))
+	{
+		BatcherRow *row = batcher_chunk_first(chunk);
+		int			i;
+
+		if (chunk->number >= upto ||
+			pg_atomic_read_u32(&chunk->state) != BATCHER_CHUNK_COMMITTED)
+			continue;
+		pg_read_barrier();		/* the time was stored before the state */
+		for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+		{
+			if (row->flags & BATCHER_ROW_DONE)
+				continue;
+			add_row(batch, chunk, row, NULL);
+			batch->rows[batch->nrows - 1].outcome = BATCHER_OUTCOME_PURGED;
+		}
+	}
+	if (batch->nrows == 0)
+		return NULL;
+	batcher_index_reset(view);
+	return batch;
 }
 
 /*
@@ -309,29 +173,162 @@ has_rows_below(BatcherLaneView *view, uint64 upto)
 	return false;
 }
 
-/* A batch of rows that failed and are to be tried again now, or NULL. */
+/*
+ * A batch of rows that failed and are to be tried again now, of each key but
+ * one; or NULL.
+ */
 static BatcherBatch *
 gather_retries(BatcherLaneView *view, TimestampTz now, int max_rows)
 {
-	Selection	sel = {
-		.max_rows = Min(max_rows, BATCHER_RETRY_BATCH),
-		.below = PG_UINT64_MAX,
-		.retry_by = now,
-		.retry_next = BATCHER_NEVER
-	};
+	BatcherIndex *index = view->index;
+	BatcherUnit *units[BATCHER_RETRY_BATCH];
+	int			max = Min(max_rows, BATCHER_RETRY_BATCH);
+	BatcherUnit *unit = batcher_first_by_time(&index->retries);
+	BatcherBatch *batch;
+	int			n = 0;
+	int			i;
+
+	if (unit == NULL || unit->time > now)
+		return NULL;
+	batch = make_batch(BATCHER_REASON_RETRY);
+	while (n < max && unit && unit->time <= now)
+	{
+		batcher_unit_take_off(index, unit);
+		take_row(view, batch, unit);
+		units[n++] = unit;
+		unit = batcher_first_by_time(&index->retries);
+	}
+	for (i = 0; i < n; i++)
+		batcher_unit_put(view, units[i]);
+	return batch;
+}
+
+/* The chunk of the first immediate row of a unit. */
+static BatcherChunk *
+immediate_chunk(const BatcherUnit *unit)
+{
+	BatcherRef *ref = unit->head;
+
+	while (!(ref->row->flags & BATCHER_ROW_IMMEDIATE))
+		ref = ref->next;
+	return ref->chunk;
+}
+
+/*
+ * A batch of immediate rows, those of one chunk, and of what waits with their
+ * keys; or NULL.
+ */
+static BatcherBatch *
+gather_immediate(BatcherLaneView *view, int max_rows)
+{
+	BatcherIndex *index = view->index;
+	BatcherUnit *unit = batcher_first_by_priority(&index->urgent);
+	BatcherChunk *chunk;
 	BatcherBatch *batch;
 
-	if (view->retry_next > now)
+	if (unit == NULL)
 		return NULL;
-	batch = select_rows(view, &sel);
-	batch->reason = BATCHER_REASON_RETRY;
-	if (batch->nrows == 0)
+	batcher_debug_point("immediate");
+	chunk = immediate_chunk(unit);
+	batch = make_batch(BATCHER_REASON_IMMEDIATE);
+	while (unit && batch->nrows < max_rows &&
+		   immediate_chunk(unit) == chunk)
 	{
-		view->retry_next = sel.retry_next;
-		return NULL;
+		batcher_unit_take_off(index, unit);
+		while (unit->nready > 0 && batch->nrows < max_rows &&
+			   (unit->id.class == BATCHER_UNIT_KEY ||
+				unit->head->chunk == chunk))
+			take_row(view, batch, unit);
+		batcher_unit_put(view, unit);
+		unit = batcher_first_by_priority(&index->urgent);
 	}
-	view->retry_next = BATCHER_RETRY_NOW;	/* look again afterwards */
 	return batch;
+}
+
+/* Has a unit waited for so long that its priority does not count? */
+static bool
+is_aged(const BatcherUnit *unit, TimestampTz now,
+		const BatcherLimits *limits)
+{
+	return batcher_clock_add_ms(unit->oldest_at,
+								AGED_WINDOWS * limits->window) <= now;
+}
+
+/* The unit that comes next, or NULL. */
+static BatcherUnit *
+next_unit(BatcherIndex *index, TimestampTz now, const BatcherLimits *limits)
+{
+	BatcherUnit *oldest = batcher_first_by_time(&index->ages);
+
+	if (oldest && is_aged(oldest, now, limits))
+		return oldest;
+	return batcher_first_by_priority(&index->ready);
+}
+
+/* Is a unit that was taken off still to come before 'other'? */
+static bool
+comes_first(BatcherUnit *unit, const BatcherUnit *other, TimestampTz now,
+			const BatcherLimits *limits)
+{
+	if (unit->npriority == 0)
+		return false;			/* to be found first */
+	unit->time = unit->oldest_at;
+	if (is_aged(other, now, limits))
+		return batcher_unit_compare_age(unit, other) > 0;
+	return is_aged(unit, now, limits) || batcher_unit_compare(unit, other) > 0;
+}
+
+/* A batch of what is ready. */
+static BatcherBatch *
+take_ready(BatcherLaneView *view, BatcherReason reason, TimestampTz now,
+		   int max_rows)
+{
+	BatcherIndex *index = view->index;
+	BatcherBatch *batch = make_batch(reason);
+	BatcherUnit *unit;
+
+	while (batch->nrows < max_rows &&
+		   (unit = next_unit(index, now, &view->limits)) != NULL)
+	{
+		BatcherUnit *next;
+
+		batcher_unit_take_off(index, unit);
+		next = next_unit(index, now, &view->limits);
+		do
+		{
+			take_row(view, batch, unit);
+		} while (batch->nrows < max_rows && unit->nready > 0 &&
+				 (next == NULL || comes_first(unit, next, now, &view->limits)));
+		batcher_unit_put(view, unit);
+	}
+	return batch;
+}
+
+/* The oldest commit of rows that an undecided chunk holds back. */
+static TimestampTz
+held_since(BatcherIndex *index)
+{
+	TimestampTz held_at = BATCHER_NEVER;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &index->held)
+		held_at = Min(held_at,
+					  dlist_container(BatcherUnit, held, iter.cur)->held_at);
+	return held_at;
+}
+
+/* The oldest commit of a row that waits, about. */
+static TimestampTz
+oldest_waiting(BatcherLaneView *view)
+{
+	BatcherChunk *chunk;
+
+	for (chunk = first_chunk(view); chunk; chunk = next_chunk(view, chunk))
+	{
+		if (chunk->nlive > 0 && (chunk->flags & BATCHER_CHUNK_SEEN))
+			return chunk->committed_at;
+	}
+	return 0;
 }
 
 /*
@@ -339,70 +336,54 @@ gather_retries(BatcherLaneView *view, TimestampTz now, int max_rows)
  * view->deadline is when.  'force': it is due now.
  */
 static BatcherBatch *
-gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows, bool force,
-			uint64 force_below)
+gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows,
+			bool force, uint64 force_below)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	Selection	sel = {
-		.max_rows = max_rows,
-		.below = PG_UINT64_MAX,
-		.retry_next = BATCHER_NEVER
-	};
-	BatcherBatch *batch = select_rows(view, &sel);
+	BatcherIndex *index = view->index;
+	BatcherUnit *oldest = batcher_first_by_time(&index->ages);
+	BatcherUnit *retry = batcher_first_by_time(&index->retries);
+	TimestampTz held_at = held_since(index);
 	TimestampTz due = BATCHER_NEVER;
+	BatcherReason reason;
 
-	if (batch->nrows > 0)
-		due = batcher_clock_add_ms(batch->oldest_at, view->limits.window);
-	pg_atomic_write_u64(&lane->oldest_at,
-						sel.oldest_at == BATCHER_NEVER ? 0 : sel.oldest_at);
-	view->deadline = Min(due, view->retry_next);
+	if (oldest)
+		due = batcher_clock_add_ms(oldest->time, view->limits.window);
+	view->deadline = Min(due, retry ? retry->time : BATCHER_NEVER);
+	pg_atomic_write_u64(&lane->oldest_at, oldest_waiting(view));
 	pg_atomic_write_u64(&lane->next_flush_at,
 						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
-	view->held_back = sel.held_at != BATCHER_NEVER &&
-		(force || force_below > 0 || sel.held_at == 0 ||
-		 batcher_clock_add_ms(sel.held_at, view->limits.window) <= now);
-	if (batch->nrows == 0)
+	view->wants_news = view->deadline >
+		batcher_clock_add_ms(now, view->limits.window);
+	if (held_at != BATCHER_NEVER &&
+		(force || force_below > 0 || held_at == 0 ||
+		 batcher_clock_add_ms(held_at, view->limits.window) <= now))
+		view->wants_news = true;
+	if (oldest == NULL)
 		return NULL;
 	if (force || (force_below > 0 && has_rows_below(view, force_below)))
-		batch->reason = BATCHER_REASON_FORCED;
-	else if (batch->nrows >= view->limits.size)
-		batch->reason = BATCHER_REASON_SIZE;
+		reason = BATCHER_REASON_FORCED;
+	else if (index->nready >= view->limits.size)
+		reason = BATCHER_REASON_SIZE;
 	else if (due <= now)
-		batch->reason = BATCHER_REASON_TIME;
+		reason = BATCHER_REASON_TIME;
 	else
 		return NULL;
-	return batch;
+	return take_ready(view, reason, now, max_rows);
 }
 
-/*
- * The next batch of a lane, in the current context, if one is due; else NULL,
- * and view->deadline is when to look again.  'draining': everything is due but
- * what failed and waits to be tried again.
- */
-BatcherBatch *
-batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
+/* Choose a batch from the index, which is up to date. */
+static BatcherBatch *
+gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
 	TimestampTz retry_at = pg_atomic_read_u64(&lane->retry_at);
 	uint64		flush_upto = pg_atomic_read_u64(&lane->flush_upto);
+	int			max_rows = batcher_breaker_limit(view, now);
 	BatcherBatch *batch;
-	int			max_rows;
 	bool		asked;
 	bool		forced;
 
-	view->deadline = BATCHER_NEVER;
-	view->held_back = false;
-	take_inbox(view);
-
-	batch = gather_purge(view);
-	if (batch)
-		return batch;
-	if (view->def->paused)
-	{
-		pg_atomic_write_u64(&lane->next_flush_at, 0);
-		return NULL;
-	}
-	max_rows = batcher_breaker_limit(view, now);
 	if (max_rows == 0)
 	{
 		view->deadline = pg_atomic_read_u64(&lane->breaker_until);
@@ -414,8 +395,8 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 	view->asked_upto = flush_upto;
 	asked = flush_upto > pg_atomic_read_u64(&lane->settled);
 	forced = asked && flush_upto > view->forced_upto;
-	if (forced)
-		batcher_retry_force(view);
+	if (forced && batcher_retry_force(view))
+		batcher_unit_force_retries(view);
 	if (retry_at > now && !forced && !draining)
 	{
 		view->deadline = retry_at;
@@ -430,14 +411,50 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 		return NULL;
 	}
 	batch = gather_retries(view, now, max_rows);
-	if (batch)
-		return batch;
+	if (batch == NULL)
+		batch = gather_immediate(view, max_rows);
+	if (batch == NULL)
+		batch = gather_rows(view, now, max_rows, draining,
+							asked ? flush_upto : 0);
+	return batch;
+}
 
-	batch = gather_immediate(view, max_rows);
+/*
+ * The next batch of a lane, in the current context, if one is due; else NULL,
+ * and view->deadline is when to look again.  'draining': everything is due but
+ * what failed and waits to be tried again.  Whatever becomes of the batch,
+ * batcher_gather_return is to be called.
+ */
+BatcherBatch *
+batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
+{
+	BatcherBatch *batch;
+
+	view->deadline = BATCHER_NEVER;
+	view->wants_news = false;
+	batcher_index_update(view);
+
+	batch = gather_purge(view);
 	if (batch)
 		return batch;
-	return gather_rows(view, now, max_rows, draining,
-					   asked ? flush_upto : 0);
+	if (view->def->paused)
+	{
+		pg_atomic_write_u64(&view->queue->lane.next_flush_at, 0);
+		return NULL;
+	}
+	batch = gather_from_index(view, now, draining);
+	if (batch)
+		batch->index = view->index;
+	return batch;
+}
+
+/*
+ * How many rows at hand nothing holds back, as of the last look.
+ */
+int64
+batcher_gather_ready(BatcherLaneView *view)
+{
+	return view->index ? view->index->nready : 0;
 }
 
 /* Is everything with a number below 'upto' settled that was visible? */
@@ -477,7 +494,7 @@ batcher_gather_publish(BatcherLaneView *view)
 	if (asked[0] <= settled && asked[1] <= settled && asked[2] <= settled)
 		return;
 	pg_memory_barrier();
-	take_inbox(view);
+	batcher_index_update(view);
 	for (i = 0; i < lengthof(asked); i++)
 	{
 		if (asked[i] > settled && settled_below(view, asked[i]))

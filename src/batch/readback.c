@@ -60,10 +60,11 @@ struct BatcherReadback
 	uint64		scanned_upto;	/* what was visible below this number when the
 								 * scan began is among the entries */
 	bool		partial;		/* there are more than the entries */
-	int			nrows;			/* in the chunks, when they were read */
+	int64		nlive;			/* rows of the chunks that are not settled */
 	Size		bytes;			/* of the chunks */
 	BatcherPrivateChunk *first;
 	BatcherPrivateChunk *last;
+	BatcherPrivateChunk *untaken;	/* the first that the index does not have */
 };
 
 /*
@@ -74,6 +75,7 @@ batcher_readback_reset(BatcherLaneView *view)
 {
 	if (view->readback == NULL)
 		return;
+	batcher_index_reset(view);
 	MemoryContextDelete(view->readback->cxt);
 	view->readback = NULL;
 }
@@ -97,21 +99,61 @@ batcher_readback_next(BatcherChunk *chunk)
 }
 
 /*
+ * The next chunk that was read and that the index does not have, or NULL.
+ */
+BatcherChunk *
+batcher_readback_take(BatcherLaneView *view)
+{
+	BatcherPrivateChunk *private = view->readback ? view->readback->untaken :
+		NULL;
+
+	if (private == NULL)
+		return NULL;
+	view->readback->untaken = private->next;
+	return &private->chunk;
+}
+
+/*
+ * The index is built anew: it has none of the chunks.
+ */
+void
+batcher_readback_rewind(BatcherLaneView *view)
+{
+	if (view->readback)
+		view->readback->untaken = view->readback->first;
+}
+
+/*
+ * Is it time to look through the spool again?  When all that was found is
+ * fetched and settled; also when what is left of it waits, to be tried again
+ * or for the row of its key that is, and others have come since.
+ */
+static bool
+wants_scan(BatcherLaneView *view)
+{
+	BatcherReadback *rb = view->readback;
+
+	if (rb->next < rb->nentries)
+		return false;
+	return rb->nlive == 0 ||
+		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) > rb->nlive;
+}
+
+/*
  * Whether more should be read: the lane is spilled, and fewer rows than a
- * batch takes are at hand.
+ * batch takes are at hand.  What is held back, or waits to be tried again, is
+ * no row for the next batch.
  */
 bool
 batcher_readback_low(BatcherLaneView *view)
 {
-	uint64		waiting = pg_atomic_read_u64(&view->queue->lane.npending);
-	int			max = view->def->options.max_batch_size;
+	BatcherReadback *rb = view->readback;
 
-	if (!batcher_lane_spilled(&view->queue->lane))
+	if (!batcher_lane_spilled(&view->queue->lane) ||
+		batcher_gather_ready(view) >= view->def->options.max_batch_size)
 		return false;
-	if (view->readback)
-		waiting += view->readback->nrows;
-	/* what waits to be tried again is no row for the next batch */
-	return waiting < max + batcher_retry_count(view);
+	return rb == NULL || wants_scan(view) ||
+		(rb->next < rb->nentries && rb->bytes < READ_AHEAD);
 }
 
 /*
@@ -136,34 +178,37 @@ batcher_readback_settled(BatcherLaneView *view, uint64 upto)
 }
 
 /*
- * Let go of chunks that are settled.
+ * So many rows of the chunks are settled.  In a commit callback.
  */
 void
-batcher_readback_tidy(BatcherLaneView *view)
+batcher_readback_count_settled(BatcherLaneView *view, int64 nrows)
+{
+	if (view->readback)
+		view->readback->nlive -= nrows;
+}
+
+/*
+ * Let go of a chunk that is settled.
+ */
+void
+batcher_readback_release(BatcherLaneView *view, BatcherChunk *chunk)
 {
 	BatcherReadback *rb = view->readback;
-	BatcherPrivateChunk **link;
-	BatcherPrivateChunk *last = NULL;
+	BatcherPrivateChunk *private = batcher_private_chunk(chunk);
 
-	if (rb == NULL)
-		return;
-	for (link = &rb->first; *link;)
-	{
-		BatcherPrivateChunk *private = *link;
-
-		if (private->chunk.nlive > 0)
-		{
-			last = private;
-			link = &private->next;
-			continue;
-		}
-		*link = private->next;
-		rb->nrows -= private->chunk.nrows;
-		rb->bytes -= batcher_chunk_bytes(&private->chunk);
-		pfree(private->enqueued_by);
-		pfree(private);
-	}
-	rb->last = last;
+	if (private->previous)
+		private->previous->next = private->next;
+	else
+		rb->first = private->next;
+	if (private->next)
+		private->next->previous = private->previous;
+	else
+		rb->last = private->previous;
+	if (rb->untaken == private)
+		rb->untaken = private->next;
+	rb->bytes -= batcher_chunk_bytes(chunk);
+	pfree(private->enqueued_by);
+	pfree(private);
 }
 
 static int
@@ -338,6 +383,7 @@ fetch_chunks(BatcherReadback *rb, Relation spool)
 		memcpy(private, batcher_private_chunk(chunk),
 			   offsetof(BatcherPrivateChunk, chunk) + size);
 		private->next = NULL;
+		private->previous = rb->last;
 		private->chunk.spool_version = rb->version;
 		private->enqueued_by = MemoryContextStrdup(rb->cxt,
 												   private->enqueued_by);
@@ -346,33 +392,15 @@ fetch_chunks(BatcherReadback *rb, Relation spool)
 		else
 			rb->first = private;
 		rb->last = private;
-		rb->nrows += chunk->nrows;
+		if (rb->untaken == NULL)
+			rb->untaken = private;
+		rb->nlive += chunk->nlive;
 		rb->bytes += size;
 		MemoryContextReset(scratch);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(scratch);
 	UnregisterSnapshot(snapshot);
-}
-
-/*
- * Is it time to look through the spool again?  When all that was found is
- * fetched and settled; also when what is left of it waits, to be tried again
- * or for the row of its key that is, and others have come since.
- */
-static bool
-wants_scan(BatcherLaneView *view)
-{
-	BatcherReadback *rb = view->readback;
-	BatcherPrivateChunk *private;
-	int64		left = 0;
-
-	if (rb->next < rb->nentries)
-		return false;
-	for (private = rb->first; private; private = private->next)
-		left += private->chunk.nlive;
-	return left == 0 ||
-		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) > left;
 }
 
 /*

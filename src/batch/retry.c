@@ -86,7 +86,6 @@ batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
 	delay = batcher_schedule_retry_delay(&view->def->options, retry->delays,
 										 random);
 	retry->due = batcher_clock_add_ms(batcher_clock_now(), delay);
-	view->retry_next = Min(view->retry_next, retry->due);
 }
 
 /*
@@ -132,30 +131,35 @@ batcher_retry_remove(BatcherLaneView *view, uint64 ticket)
 }
 
 /*
- * Have all rows tried again now, because somebody asks for a flush.
+ * Whether it is known of a row that it has failed.
  */
-void
+bool
+batcher_retry_known(BatcherLaneView *view, uint64 ticket)
+{
+	return view->retries && hash_get_num_entries(view->retries) > 0 &&
+		hash_search(view->retries, &ticket, HASH_FIND, NULL) != NULL;
+}
+
+/*
+ * Have all rows tried again now, because somebody asks for a flush.  False if
+ * nothing changes by that.
+ */
+bool
 batcher_retry_force(BatcherLaneView *view)
 {
 	HASH_SEQ_STATUS status;
 	Retry	   *retry;
+	bool		changed = false;
 
 	if (view->retries == NULL)
-		return;
+		return false;
 	hash_seq_init(&status, view->retries);
 	while ((retry = hash_seq_search(&status)) != NULL)
+	{
+		changed |= retry->due != BATCHER_RETRY_NOW;
 		retry->due = BATCHER_RETRY_NOW;
-	if (hash_get_num_entries(view->retries) > 0)
-		view->retry_next = BATCHER_RETRY_NOW;
-}
-
-/*
- * How many rows wait to be tried again, as far as this worker knows.
- */
-int64
-batcher_retry_count(BatcherLaneView *view)
-{
-	return view->retries ? hash_get_num_entries(view->retries) : 0;
+	}
+	return changed;
 }
 
 /*
@@ -168,5 +172,4 @@ batcher_retry_reset(BatcherLaneView *view)
 	if (view->retries)
 		hash_destroy(view->retries);
 	view->retries = NULL;
-	view->retry_next = BATCHER_RETRY_NOW;
 }

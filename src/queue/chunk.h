@@ -63,19 +63,22 @@ typedef enum BatcherChunkState
 #define BATCHER_CHUNK_PRIVATE	0x0008	/* in private memory */
 #define BATCHER_CHUNK_SPILLED	0x0010	/* read back: its tuple's home is
 										 * elsewhere */
+#define BATCHER_CHUNK_SEEN		0x0020	/* an owner has seen that it is
+										 * committed */
 
 /*
  * The header of a chunk; the rows follow.
  *
  * The producer fills everything before it pushes the chunk, then only stores
- * 'committed_at' and 'state'.  The owner of the lane changes 'next', 'tid',
- * 'nlive' and the rows' flags.  'nrows' and 'nlive' count 16 bits, which a
- * chunk's size bounds.
+ * 'committed_at' and 'state'.  The owner of the lane changes the links, 'tid',
+ * 'nlive', the flag SEEN and the rows' flags.  'nrows' and 'nlive' count 16
+ * bits, which a chunk's size bounds.
  */
 typedef struct BatcherChunk
 {
 	dsa_pointer next;			/* in the inbox the older one, in the taken
 								 * list the newer one */
+	dsa_pointer previous;		/* in the taken list the older one */
 	uint64		number;			/* given at PRE_COMMIT: the order of chunks */
 	uint64		first_ticket;
 	TimestampTz enqueued_at;	/* start of the transaction that enqueued */
@@ -86,7 +89,8 @@ typedef struct BatcherChunk
 	uint16		slab_offset;	/* from the slab's start, in units of 8 bytes */
 	uint16		flags;
 	uint16		nrows;
-	uint16		nlive;			/* rows not DONE */
+	uint16		nlive;			/* rows not DONE; 0 in one rolled back, when
+								 * the owner has seen that */
 	uint16		spool_version;	/* of the spool that 'tid' is of */
 } BatcherChunk;
 
@@ -97,6 +101,7 @@ typedef struct BatcherChunk
 typedef struct BatcherPrivateChunk
 {
 	struct BatcherPrivateChunk *next;
+	struct BatcherPrivateChunk *previous;
 	char	   *enqueued_by;	/* NULL: the chunk's role tells */
 	int64		home;			/* of the tuple that it was read from */
 	BatcherChunk chunk;			/* the rows follow */
@@ -151,8 +156,10 @@ extern void batcher_lane_decide(BatcherChunk *chunk, bool committed,
 extern uint64 batcher_lane_arriving(BatcherSharedQueue *queue, int nrows);
 extern void batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before,
 								 int nrows, bool urgent);
-extern int	batcher_lane_take(BatcherSharedLane *lane);
-extern void batcher_lane_sweep(BatcherSharedQueue *queue, int expected);
+extern dsa_pointer batcher_lane_take(BatcherSharedLane *lane);
+extern void batcher_lane_release(BatcherSharedQueue *queue,
+								 BatcherChunk **chunks, int n);
+extern void batcher_lane_sweep(BatcherSharedQueue *queue);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
 extern void batcher_lane_reset_breaker(BatcherSharedLane *lane);
 extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);

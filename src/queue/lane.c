@@ -149,19 +149,19 @@ batcher_lane_arrived(BatcherSharedQueue *queue, uint64 before, int nrows,
 }
 
 /*
- * Move what is in the inbox to the end of the taken list; returns how many
- * chunks with immediate rows came.  The owner of the lane only.
+ * Move what is in the inbox to the end of the taken list; returns the oldest
+ * chunk that came, from which the list goes on, or an invalid pointer.  The
+ * owner of the lane only.
  */
-int
+dsa_pointer
 batcher_lane_take(BatcherSharedLane *lane)
 {
-	int			nimmediate = 0;
 	dsa_pointer newest;
 	dsa_pointer p;
 	dsa_pointer oldest = InvalidDsaPointer;
 
 	if (pg_atomic_read_u64(&lane->inbox) == 0)
-		return 0;
+		return InvalidDsaPointer;
 
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
 	newest = pg_atomic_exchange_u64(&lane->inbox, 0);
@@ -170,9 +170,8 @@ batcher_lane_take(BatcherSharedLane *lane)
 		BatcherChunk *chunk = batcher_area_address(p);
 		dsa_pointer older = chunk->next;
 
-		if (chunk->flags & BATCHER_CHUNK_IMMEDIATE)
-			nimmediate++;
 		chunk->next = oldest;
+		chunk->previous = DsaPointerIsValid(older) ? older : lane->taken_tail;
 		oldest = p;
 		p = older;
 	}
@@ -182,17 +181,18 @@ batcher_lane_take(BatcherSharedLane *lane)
 		lane->taken_head = oldest;
 	lane->taken_tail = newest;
 	LWLockRelease(&lane->lock);
-	return nimmediate;
+	return oldest;
 }
 
-/* Is nothing left to do with this chunk? */
+/*
+ * Is nothing left to do with this chunk?  Not with one that was rolled back
+ * before its owner has taken note of that by setting 'nlive'.
+ */
 static bool
 chunk_is_settled(BatcherChunk *chunk)
 {
-	uint32		state = pg_atomic_read_u32(&chunk->state);
-
-	return state == BATCHER_CHUNK_VOID ||
-		(state == BATCHER_CHUNK_COMMITTED && chunk->nlive == 0);
+	return chunk->nlive == 0 &&
+		pg_atomic_read_u32(&chunk->state) != BATCHER_CHUNK_COMMITTING;
 }
 
 /* Remember how the rows of a settled chunk ended; lane.lock is held. */
@@ -216,42 +216,77 @@ record_fates(BatcherSharedQueue *queue, BatcherChunk *chunk)
 	}
 }
 
+/* Take a settled chunk off the taken list; lane.lock is held. */
+static void
+unlink_chunk(BatcherSharedQueue *queue, BatcherChunk *chunk)
+{
+	BatcherSharedLane *lane = &queue->lane;
+
+	Assert(chunk_is_settled(chunk));
+	record_fates(queue, chunk);
+	if (DsaPointerIsValid(chunk->previous))
+		((BatcherChunk *) batcher_area_address(chunk->previous))->next =
+			chunk->next;
+	else
+		lane->taken_head = chunk->next;
+	if (DsaPointerIsValid(chunk->next))
+		((BatcherChunk *) batcher_area_address(chunk->next))->previous =
+			chunk->previous;
+	else
+		lane->taken_tail = chunk->previous;
+}
+
+/* Give the room of a chunk back that no list has any more. */
+static void
+free_chunk(BatcherSharedLane *lane, BatcherChunk *chunk)
+{
+	(void) pg_atomic_fetch_sub_u64(&lane->nbytes, batcher_chunk_bytes(chunk));
+	batcher_slab_unref(chunk);
+}
+
 /*
- * Take settled chunks off the taken list and give their room back.  Works
- * from the marks in the chunks alone, so it does what a worker that died
- * right after a commit has left undone.  The walk ends when 'expected' chunks
- * were found settled, not counting void ones; PG_INT32_MAX walks all.  The
- * owner of the lane only.
+ * Take these chunks, which are settled, off the taken list and give their room
+ * back.  The owner of the lane only.
  */
 void
-batcher_lane_sweep(BatcherSharedQueue *queue, int expected)
+batcher_lane_release(BatcherSharedQueue *queue, BatcherChunk **chunks, int n)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	int			i;
+
+	if (n == 0)
+		return;
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	for (i = 0; i < n; i++)
+		unlink_chunk(queue, chunks[i]);
+	LWLockRelease(&lane->lock);
+	for (i = 0; i < n; i++)
+		free_chunk(lane, chunks[i]);
+	ConditionVariableBroadcast(&batcher_shared->room_cv);
+}
+
+/*
+ * The same for all settled chunks of the list.  Works from the marks in the
+ * chunks alone, so it does what a worker that died right after a commit has
+ * left undone.  The owner of the lane only, who must not hold on to one.
+ */
+void
+batcher_lane_sweep(BatcherSharedQueue *queue)
 {
 	BatcherSharedLane *lane = &queue->lane;
 	dsa_pointer p;
 	dsa_pointer released = InvalidDsaPointer;
-	BatcherChunk *previous = NULL;
 	bool		freed = false;
 
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
-	for (p = lane->taken_head; DsaPointerIsValid(p) && expected > 0;)
+	for (p = lane->taken_head; DsaPointerIsValid(p);)
 	{
 		BatcherChunk *chunk = batcher_area_address(p);
 		dsa_pointer next = chunk->next;
 
-		if (!chunk_is_settled(chunk))
-			previous = chunk;
-		else
+		if (chunk_is_settled(chunk))
 		{
-			if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED)
-				expected--;
-			record_fates(queue, chunk);
-			if (previous)
-				previous->next = next;
-			else
-				lane->taken_head = next;
-			if (lane->taken_tail == p)
-				lane->taken_tail = previous ? batcher_area_pointer(previous) :
-					InvalidDsaPointer;
+			unlink_chunk(queue, chunk);
 			chunk->next = released;
 			released = p;
 		}
@@ -264,9 +299,7 @@ batcher_lane_sweep(BatcherSharedQueue *queue, int expected)
 		BatcherChunk *chunk = batcher_area_address(released);
 
 		released = chunk->next;
-		(void) pg_atomic_fetch_sub_u64(&lane->nbytes,
-									   batcher_chunk_bytes(chunk));
-		batcher_slab_unref(chunk);
+		free_chunk(lane, chunk);
 		freed = true;
 	}
 	if (freed)

@@ -53,6 +53,7 @@ forget_view(BatcherLaneView *view)
 	batcher_lane_views = list_delete_ptr(batcher_lane_views, view);
 	batcher_executor_reset(view);
 	batcher_readback_reset(view);
+	batcher_index_reset(view);
 	batcher_retry_reset(view);
 	pfree(view);
 }
@@ -124,13 +125,12 @@ take_lane(BatcherSharedQueue *queue)
 	view->db = my_db;
 	view->queue = queue;
 	view->report = report_flush;
-	view->nimmediate = -1;		/* not counted yet */
 	view->deadline = BATCHER_NEVER;
 	batcher_lane_views = lappend(batcher_lane_views, view);
 	MemoryContextSwitchTo(old);
 
 	/* what the last owner may have left undone after its last commit */
-	batcher_lane_sweep(queue, PG_INT32_MAX);
+	batcher_lane_sweep(queue);
 	batcher_lane_let_go(&queue->lane);
 	return view;
 }

@@ -160,7 +160,7 @@ write_queue(SavedWriter *writer, BatcherSharedQueue *queue)
 	writer->nqueues++;
 
 	/* nobody owns the lane any more: bring all of it into order */
-	batcher_lane_take(&queue->lane);
+	(void) batcher_lane_take(&queue->lane);
 	for (p = queue->lane.taken_head; DsaPointerIsValid(p);)
 	{
 		BatcherChunk *chunk = batcher_area_address(p);

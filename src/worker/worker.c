@@ -130,7 +130,7 @@ serve_lane(BatcherLaneView *view, bool draining)
 static bool
 looks_by_itself(BatcherLaneView *view)
 {
-	return view->deadline != BATCHER_NEVER && !view->held_back;
+	return view->deadline != BATCHER_NEVER && !view->wants_news;
 }
 
 /*

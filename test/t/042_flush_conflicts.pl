@@ -62,6 +62,7 @@ sub create_queue
 	my $options;
 
 	$options{flush_interval} = '"1 h"';
+	$options{retry_delay} = '"3 s"';	# time to look at what failed
 	$options = join ', ', map { qq("$_": $options{$_}) } sort keys %options;
 	my $statement = qq(SELECT $function('$queue', jsonb_agg(payload ||
 		jsonb_build_object('ticket', batch_ticket, 'attempts', batch_attempts)

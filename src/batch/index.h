@@ -1,0 +1,139 @@
+/*
+ * index.h
+ *	  The waiting rows of a lane, in the order in which they may leave.
+ *
+ * See index.c.  For unit.c, index.c and gather.c only.
+ */
+#ifndef BATCHER_INDEX_H
+#define BATCHER_INDEX_H
+
+#include "batch/batch.h"
+#include "lib/ilist.h"
+#include "lib/pairingheap.h"
+
+/* One waiting row. */
+struct BatcherRef
+{
+	BatcherRef *next;	/* in its unit */
+	BatcherChunk *chunk;		/* NULL: rolled back, to be passed over */
+	BatcherRow *row;
+};
+
+/* What the rows of a unit have in common. */
+typedef enum BatcherUnitClass
+{
+	BATCHER_UNIT_KEY,			/* a key */
+	BATCHER_UNIT_LEVEL,			/* no key, and a priority */
+	BATCHER_UNIT_IMMEDIATE,		/* the same, and they are immediate */
+	BATCHER_UNIT_SINGLE			/* no key, one row that has failed */
+} BatcherUnitClass;
+
+typedef struct BatcherUnitId
+{
+	text	   *key;			/* of the first row; else NULL */
+	BatcherUnitClass class;
+	uint64		number;			/* the priority, or the ticket */
+} BatcherUnitId;
+
+/* Where a unit is. */
+typedef enum BatcherPlace
+{
+	BATCHER_PLACE_NONE,			/* its first row is held back */
+	BATCHER_PLACE_WAITING,		/* in 'ages' and 'ready' */
+	BATCHER_PLACE_RETRY,		/* in 'retries' */
+	BATCHER_PLACE_URGENT		/* in 'urgent' */
+} BatcherPlace;
+
+/*
+ * Rows that leave one after the other.  Those before 'barrier' are ready.
+ */
+typedef struct BatcherUnit
+{
+	BatcherUnitId id;			/* hash key, must be first */
+	BatcherRef *head;
+	BatcherRef *tail;
+	BatcherRef *barrier;		/* the first row that is undecided or is tried
+								 * again; NULL: none */
+	BatcherRef *last;			/* the row before it, if nready > 0 */
+	int			nready;			/* rows before it */
+	int			nurgent;		/* of these, immediate ones */
+	int32		priority;		/* the highest of these */
+	int			npriority;		/* how many have it; 0: it is to be found */
+	TimestampTz oldest_at;		/* the oldest commit of these */
+	TimestampTz held_at;		/* the oldest commit of those that an undecided
+								 * barrier holds back, 0 if one is immediate */
+	BatcherPlace place;
+	int			weight;			/* counted in the index's 'nready' */
+	TimestampTz time;			/* when it began to wait, or is tried again */
+	pairingheap_node by_time;
+	pairingheap_node by_priority;
+	dlist_node	held;			/* if held_at is not BATCHER_NEVER */
+} BatcherUnit;
+
+/* A chunk whose transaction had not ended when we looked last. */
+typedef struct BatcherUndecided
+{
+	BatcherChunk *chunk;
+	uint32		state;			/* as of this look */
+	int			nrefs;			/* -1: it has just come */
+	BatcherRef **refs;			/* of its rows with a key */
+} BatcherUndecided;
+
+struct BatcherIndex
+{
+	MemoryContext cxt;			/* holds all of it */
+	MemoryContext ref_cxt;
+	HTAB	   *units;
+	int64		nrefs;
+	int64		peak;			/* the most refs so far */
+	int64		nready;			/* rows of units in PLACE_WAITING */
+	pairingheap ages;			/* what waits, longest first */
+	pairingheap ready;			/* the same, highest priority first */
+	pairingheap retries;		/* by the time of the retry */
+	pairingheap urgent;			/* what is to leave at once */
+	dlist_head	held;			/* units with rows that an undecided one holds
+								 * back */
+	BatcherUndecided *undecided;	/* in the order of the taken list */
+	int			nundecided;
+	int			max_undecided;
+};
+
+#define batcher_unit_by_time(node) \
+	pairingheap_container(BatcherUnit, by_time, node)
+#define batcher_unit_by_priority(node) \
+	pairingheap_container(BatcherUnit, by_priority, node)
+
+/* The first unit of a heap, or NULL. */
+static inline BatcherUnit *
+batcher_first_by_time(pairingheap *heap)
+{
+	return pairingheap_is_empty(heap) ? NULL :
+		batcher_unit_by_time(pairingheap_first(heap));
+}
+
+static inline BatcherUnit *
+batcher_first_by_priority(pairingheap *heap)
+{
+	return pairingheap_is_empty(heap) ? NULL :
+		batcher_unit_by_priority(pairingheap_first(heap));
+}
+
+/* unit.c */
+extern int	batcher_unit_compare_age(const BatcherUnit *a,
+									 const BatcherUnit *b);
+extern int	batcher_unit_compare(const BatcherUnit *a, const BatcherUnit *b);
+extern void batcher_unit_take_off(BatcherIndex *index, BatcherUnit *unit);
+extern void batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit);
+extern BatcherRef *batcher_unit_append(BatcherLaneView *view,
+									   BatcherChunk *chunk, BatcherRow *row);
+extern void batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
+								BatcherRow *row, BatcherRef *ref);
+extern BatcherRef *batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit);
+extern void batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref);
+extern void batcher_unit_forget_ref(BatcherIndex *index, BatcherRef *ref);
+extern void batcher_unit_force_retries(BatcherLaneView *view);
+
+/* index.c */
+extern void batcher_index_update(BatcherLaneView *view);
+
+#endif							/* BATCHER_INDEX_H */

@@ -1,0 +1,491 @@
+/*
+ * unit.c
+ *	  A key's waiting rows, or the rows without key of one priority.
+ *
+ * A unit is a list of rows that leave one after the other, and has its place in
+ * the heaps of the index by its first ones.  It is taken off the heaps before
+ * it is changed and put back afterwards.  See index.c for what all this is good
+ * for.  The worker.
+ */
+#include "postgres.h"
+
+#include "batch/index.h"
+#include "batch/keyset.h"
+#include "nodes/pg_list.h"
+#include "utils/memutils.h"
+
+/*
+ * Has 'a' waited longer than 'b'?  More than 0 if so, and of equal ones where
+ * it comes first in the order of enqueuing.
+ */
+int
+batcher_unit_compare_age(const BatcherUnit *a, const BatcherUnit *b)
+{
+	if (a->time != b->time)
+		return a->time < b->time ? 1 : -1;
+	if (a->head->chunk != b->head->chunk)
+		return a->head->chunk->number < b->head->chunk->number ? 1 : -1;
+	return a->head->row < b->head->row ? 1 : -1;
+}
+
+/*
+ * Is 'a' to leave before 'b'?  More than 0 if it has the higher priority, or
+ * the same and has waited longer.
+ */
+int
+batcher_unit_compare(const BatcherUnit *a, const BatcherUnit *b)
+{
+	if (a->priority != b->priority)
+		return a->priority > b->priority ? 1 : -1;
+	return batcher_unit_compare_age(a, b);
+}
+
+static int32
+row_priority(const BatcherRow *row)
+{
+	int32		priority = 0;
+
+	if (row->flags & BATCHER_ROW_PRIORITY)
+		memcpy(&priority, (const char *) row + sizeof(BatcherRow),
+			   sizeof(priority));
+	return priority;
+}
+
+/* Does a row wait to be tried again by itself? */
+static bool
+is_retried(BatcherLaneView *view, const BatcherRef *ref)
+{
+	return batcher_retry_at(view, ref->chunk, ref->row) != BATCHER_NO_RETRY;
+}
+
+/* Which unit a row belongs to. */
+static void
+identify_unit(BatcherLaneView *view, const BatcherRef *ref, BatcherUnitId *id)
+{
+	uint64		ticket = ref->chunk->first_ticket + ref->row->ticket;
+
+	memset(id, 0, sizeof(*id));
+	id->key = batcher_row_key(ref->chunk, ref->row);
+	if (id->key)
+		id->class = BATCHER_UNIT_KEY;
+	else if (ref->row->attempts > 0 || batcher_retry_known(view, ticket))
+	{
+		id->class = BATCHER_UNIT_SINGLE;
+		id->number = ticket;
+	}
+	else
+	{
+		id->class = ref->row->flags & BATCHER_ROW_IMMEDIATE ?
+			BATCHER_UNIT_IMMEDIATE : BATCHER_UNIT_LEVEL;
+		id->number = (uint32) row_priority(ref->row);
+	}
+}
+
+static BatcherUnit *
+get_unit(BatcherIndex *index, const BatcherUnitId *id)
+{
+	bool		found;
+	BatcherUnit *unit = hash_search(index->units, id, HASH_ENTER, &found);
+
+	if (!found)
+	{
+		memset((char *) unit + sizeof(BatcherUnitId), 0,
+			   sizeof(BatcherUnit) - sizeof(BatcherUnitId));
+		unit->oldest_at = unit->held_at = BATCHER_NEVER;
+		unit->place = BATCHER_PLACE_NONE;
+	}
+	return unit;
+}
+
+static BatcherRef *
+make_ref(BatcherIndex *index, BatcherChunk *chunk, BatcherRow *row)
+{
+	BatcherRef *ref = MemoryContextAlloc(index->ref_cxt, sizeof(BatcherRef));
+
+	ref->next = NULL;
+	ref->chunk = chunk;
+	ref->row = row;
+	index->nrefs++;
+	return ref;
+}
+
+/*
+ * Forget a row that was taken out, because it is settled.
+ */
+void
+batcher_unit_forget_ref(BatcherIndex *index, BatcherRef *ref)
+{
+	index->nrefs--;
+	pfree(ref);
+}
+
+/*
+ * Take a unit out of the heaps, before what they go by is changed.
+ */
+void
+batcher_unit_take_off(BatcherIndex *index, BatcherUnit *unit)
+{
+	switch (unit->place)
+	{
+		case BATCHER_PLACE_NONE:
+			break;
+		case BATCHER_PLACE_WAITING:
+			pairingheap_remove(&index->ages, &unit->by_time);
+			pairingheap_remove(&index->ready, &unit->by_priority);
+			index->nready -= unit->weight;
+			break;
+		case BATCHER_PLACE_RETRY:
+			pairingheap_remove(&index->retries, &unit->by_time);
+			break;
+		case BATCHER_PLACE_URGENT:
+			pairingheap_remove(&index->urgent, &unit->by_priority);
+			break;
+	}
+	unit->place = BATCHER_PLACE_NONE;
+}
+
+/* Let go of a unit's claim that somebody holds rows of it back. */
+static void
+forget_held(BatcherUnit *unit)
+{
+	if (unit->held_at == BATCHER_NEVER)
+		return;
+	dlist_delete(&unit->held);
+	unit->held_at = BATCHER_NEVER;
+}
+
+/* Find the highest priority of the rows that are ready. */
+static void
+find_priority(BatcherUnit *unit)
+{
+	BatcherRef *ref;
+
+	for (ref = unit->head; ref != unit->barrier; ref = ref->next)
+	{
+		int32		priority = row_priority(ref->row);
+
+		if (unit->npriority == 0 || priority > unit->priority)
+		{
+			unit->priority = priority;
+			unit->npriority = 1;
+		}
+		else if (priority == unit->priority)
+			unit->npriority++;
+	}
+}
+
+/*
+ * Put a unit where it belongs, after it was taken off and changed.  One that
+ * has become empty is gone.
+ */
+void
+batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit)
+{
+	BatcherIndex *index = view->index;
+
+	Assert(unit->place == BATCHER_PLACE_NONE);
+	if (unit->head == NULL)
+	{
+		forget_held(unit);
+		(void) hash_search(index->units, &unit->id, HASH_REMOVE, NULL);
+		return;
+	}
+	if (unit->barrier == unit->head)
+	{
+		if (!(unit->head->chunk->flags & BATCHER_CHUNK_SEEN))
+			return;				/* it is undecided */
+		unit->time = batcher_retry_at(view, unit->head->chunk,
+									  unit->head->row);
+		unit->place = BATCHER_PLACE_RETRY;
+		pairingheap_add(&index->retries, &unit->by_time);
+		return;
+	}
+	if (unit->npriority == 0)
+		find_priority(unit);
+	unit->time = unit->oldest_at;
+	if (unit->nurgent > 0)
+	{
+		unit->place = BATCHER_PLACE_URGENT;
+		pairingheap_add(&index->urgent, &unit->by_priority);
+		return;
+	}
+	unit->place = BATCHER_PLACE_WAITING;
+	unit->weight = unit->nready;
+	index->nready += unit->weight;
+	pairingheap_add(&index->ages, &unit->by_time);
+	pairingheap_add(&index->ready, &unit->by_priority);
+}
+
+/*
+ * A row of a unit that was taken off is ready: one that is first, or comes
+ * after those that were.
+ */
+static void
+count_ready(BatcherUnit *unit, BatcherRef *ref, bool is_last)
+{
+	int32		priority = row_priority(ref->row);
+
+	if (unit->nready == 0 || priority > unit->priority)
+	{
+		unit->priority = priority;
+		unit->npriority = 1;
+	}
+	else if (priority == unit->priority && unit->npriority > 0)
+		unit->npriority++;
+	if (is_last || unit->nready == 0)
+		unit->last = ref;
+	unit->nready++;
+	unit->oldest_at = Min(unit->oldest_at, ref->chunk->committed_at);
+	if (ref->row->flags & BATCHER_ROW_IMMEDIATE)
+		unit->nurgent++;
+}
+
+/* The same, of a row that is taken out. */
+static void
+uncount_ready(BatcherUnit *unit, const BatcherRef *ref)
+{
+	unit->nready--;
+	if (row_priority(ref->row) == unit->priority && unit->npriority > 0)
+		unit->npriority--;
+	if (ref->row->flags & BATCHER_ROW_IMMEDIATE)
+		unit->nurgent--;
+	if (unit->nready == 0)
+		unit->oldest_at = BATCHER_NEVER;
+	else
+		unit->oldest_at = unit->head->chunk->committed_at;
+}
+
+/* Does a row hold back those behind it? */
+static bool
+holds_back(BatcherLaneView *view, const BatcherRef *ref)
+{
+	return !(ref->chunk->flags & BATCHER_CHUNK_SEEN) || is_retried(view, ref);
+}
+
+/* Take the first row off, which is not ready or was counted out. */
+static void
+unlink_head(BatcherUnit *unit)
+{
+	unit->head = unit->head->next;
+	if (unit->head == NULL)
+		unit->tail = NULL;
+	else if (unit->id.class == BATCHER_UNIT_KEY && unit->head->chunk)
+		unit->id.key = batcher_row_key(unit->head->chunk, unit->head->row);
+}
+
+/*
+ * What the barrier was has been decided, or is gone: find the next one.  The
+ * unit was taken off.
+ */
+static void
+advance_barrier(BatcherLaneView *view, BatcherUnit *unit)
+{
+	BatcherRef *previous = unit->nready > 0 ? unit->last : NULL;
+
+	while (unit->barrier)
+	{
+		BatcherRef *ref = unit->barrier;
+
+		if (ref->chunk == NULL)
+		{
+			unit->barrier = ref->next;
+			if (previous == NULL)
+				unlink_head(unit);
+			else
+			{
+				previous->next = ref->next;
+				if (unit->tail == ref)
+					unit->tail = previous;
+			}
+			batcher_unit_forget_ref(view->index, ref);
+			continue;
+		}
+		if (holds_back(view, ref))
+			break;
+		count_ready(unit, ref, true);
+		unit->barrier = ref->next;
+		previous = ref;
+	}
+	if (unit->barrier == NULL ||
+		(unit->barrier->chunk->flags & BATCHER_CHUNK_SEEN))
+		forget_held(unit);
+}
+
+/* Note that a committed row is behind an undecided one. */
+static void
+note_held(BatcherIndex *index, BatcherUnit *unit, const BatcherChunk *chunk,
+		  const BatcherRow *row)
+{
+	if (unit->held_at == BATCHER_NEVER)
+		dlist_push_tail(&index->held, &unit->held);
+	unit->held_at = Min(unit->held_at, row->flags & BATCHER_ROW_IMMEDIATE ? 0 :
+						chunk->committed_at);
+}
+
+/* Is the first row of a unit that holds others back undecided? */
+static bool
+is_undecided(const BatcherUnit *unit)
+{
+	return unit->barrier && unit->barrier->chunk &&
+		!(unit->barrier->chunk->flags & BATCHER_CHUNK_SEEN);
+}
+
+/*
+ * Add a row that has come at the end of its unit.
+ */
+BatcherRef *
+batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
+					BatcherRow *row)
+{
+	BatcherIndex *index = view->index;
+	BatcherRef *ref = make_ref(index, chunk, row);
+	bool		seen = chunk->flags & BATCHER_CHUNK_SEEN;
+	BatcherUnitId id;
+	BatcherUnit *unit;
+
+	identify_unit(view, ref, &id);
+	unit = get_unit(index, &id);
+	if (unit->tail)
+		unit->tail->next = ref;
+	else
+		unit->head = ref;
+	unit->tail = ref;
+	if (unit->barrier)
+	{
+		if (seen && is_undecided(unit))
+			note_held(index, unit, chunk, row);
+		return ref;
+	}
+	if (holds_back(view, ref))
+	{
+		unit->barrier = ref;
+		if (unit->head == ref)
+			batcher_unit_put(view, unit);
+		return ref;
+	}
+	/* as a rule, nothing changes for the heaps */
+	if (unit->place == BATCHER_PLACE_WAITING &&
+		!(row->flags & BATCHER_ROW_IMMEDIATE) &&
+		row_priority(row) <= unit->priority &&
+		chunk->committed_at >= unit->oldest_at)
+	{
+		count_ready(unit, ref, true);
+		unit->weight++;
+		index->nready++;
+		return ref;
+	}
+	batcher_unit_take_off(index, unit);
+	count_ready(unit, ref, true);
+	batcher_unit_put(view, unit);
+	return ref;
+}
+
+/* Find the unit of a row with a key that is there. */
+static BatcherUnit *
+find_unit(BatcherIndex *index, BatcherChunk *chunk, BatcherRow *row)
+{
+	BatcherUnitId id;
+
+	memset(&id, 0, sizeof(id));
+	id.key = batcher_row_key(chunk, row);
+	id.class = BATCHER_UNIT_KEY;
+	return hash_search(index->units, &id, HASH_FIND, NULL);
+}
+
+/*
+ * A row with a key, which is there as 'ref', is decided; if it was rolled back,
+ * ref->chunk is NULL.
+ */
+void
+batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
+					BatcherRow *row, BatcherRef *ref)
+{
+	BatcherIndex *index = view->index;
+	BatcherUnit *unit = find_unit(index, chunk, row);
+
+	if (unit == NULL)
+		return;					/* gone with another row of the chunk */
+	if (unit->barrier == ref)
+	{
+		batcher_unit_take_off(index, unit);
+		advance_barrier(view, unit);
+		batcher_unit_put(view, unit);
+	}
+	else if (ref->chunk && is_undecided(unit))
+		note_held(index, unit, chunk, row);
+}
+
+/*
+ * Take the first row out of a unit that was taken off; it is ready, or is to
+ * be tried again.
+ */
+BatcherRef *
+batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit)
+{
+	BatcherRef *ref = unit->head;
+
+	Assert(unit->place == BATCHER_PLACE_NONE);
+	if (unit->barrier == ref)
+	{
+		unit->barrier = ref->next;
+		unlink_head(unit);
+		if (unit->barrier)
+			advance_barrier(view, unit);
+		return ref;
+	}
+	unlink_head(unit);
+	uncount_ready(unit, ref);
+	return ref;
+}
+
+/*
+ * Put a row back that was taken out, before all that has stayed; rows that
+ * were taken out one after the other are put back in the reverse order.
+ */
+void
+batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref)
+{
+	BatcherUnitId id;
+	BatcherUnit *unit;
+
+	identify_unit(view, ref, &id);
+	unit = get_unit(view->index, &id);
+	batcher_unit_take_off(view->index, unit);
+	ref->next = unit->head;
+	unit->head = ref;
+	unit->id.key = id.key;
+	if (unit->tail == NULL)
+		unit->tail = ref;
+	if (is_retried(view, ref))
+	{
+		/* the others are counted again when this is gone */
+		unit->barrier = ref;
+		unit->nready = unit->nurgent = unit->npriority = 0;
+		unit->oldest_at = BATCHER_NEVER;
+	}
+	else
+		count_ready(unit, ref, false);
+	batcher_unit_put(view, unit);
+}
+
+/*
+ * The times at which rows are tried again have changed.
+ */
+void
+batcher_unit_force_retries(BatcherLaneView *view)
+{
+	BatcherIndex *index = view->index;
+	List	   *units = NIL;
+	ListCell   *lc;
+
+	while (!pairingheap_is_empty(&index->retries))
+	{
+		BatcherUnit *unit = batcher_first_by_time(&index->retries);
+
+		batcher_unit_take_off(index, unit);
+		units = lappend(units, unit);
+	}
+	foreach(lc, units)
+		batcher_unit_put(view, lfirst(lc));
+	list_free(units);
+}
