@@ -32,10 +32,13 @@ CREATE TABLE batcher.queue_definition (
     paused boolean NOT NULL,
     pause_reason text,
     database oid NOT NULL,
-    created_at timestamptz NOT NULL
+    created_at timestamptz NOT NULL,
+    notify_search_path text
 );
 COMMENT ON TABLE batcher.queue_definition IS
 'the queues; change them by the functions batch_*_queue only';
+COMMENT ON COLUMN batcher.queue_definition.notify_search_path IS
+'search_path of the option notify_sql';
 COMMENT ON COLUMN batcher.queue_definition.database IS
 'where the queue is served: in a copy of the database it is held';
 

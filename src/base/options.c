@@ -32,6 +32,7 @@
 #define TERABYTE		(1024.0 * 1024.0 * 1024.0 * 1024.0)
 #define MAX_CHANNEL		1024
 #define MAX_FIELD		1024
+#define MAX_SQL			(16 * 1024 * 1024)
 
 static bool check_channel(const char *text, char **why);
 static bool check_group_by(const char *text, char **why);
@@ -123,6 +124,9 @@ const BatcherOption batcher_options[] = {
 	{OPTION(notify_names, BATCHER_OPTION_JSON),
 		"{}", false, 0, 0, NULL, NULL,
 	"names of the events that \"groups\" makes of several rows"},
+	{OPTION(notify_sql, BATCHER_OPTION_TEXT),
+		NULL, false, 1, MAX_SQL, NULL, NULL,
+	"SELECT that makes the messages, instead of the format"},
 	{OPTION(notify_encoding, BATCHER_OPTION_ENUM),
 		"json", false, 0, 0, notify_encoding_values, NULL,
 	"\"zlib\": compress rows and events where that makes fewer messages"}
@@ -283,6 +287,20 @@ check_contradictions(Jsonb *merged)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option \"retry_delay\" (%g ms) must not be greater than option \"retry_max_delay\" (%g ms)",
 						retry_delay.number, retry_max_delay.number)));
+}
+
+/*
+ * Do options that were just given have SQL, or reset it?  That is the owner's
+ * to change.
+ */
+bool
+batcher_options_give_sql(Jsonb *given)
+{
+	JsonbValue	ignored;
+
+	return JB_ROOT_IS_OBJECT(given) &&
+		getKeyJsonValueFromContainer(&given->root, "notify_sql",
+									 strlen("notify_sql"), &ignored) != NULL;
 }
 
 /*

@@ -66,6 +66,7 @@ typedef struct BatcherOptions
 	BatcherNotifyFormat notify_format;
 	char	   *notify_group_by;
 	Jsonb	   *notify_names;	/* an object of texts */
+	char	   *notify_sql;		/* NULL: the format says what is sent */
 	BatcherNotifyEncoding notify_encoding;
 } BatcherOptions;
 
@@ -122,6 +123,7 @@ extern const BatcherOption batcher_options[];
 extern const int batcher_num_options;
 
 /* options.c */
+extern bool batcher_options_give_sql(Jsonb *given);
 extern Jsonb *batcher_options_merge(Jsonb *stored, Jsonb *given);
 extern void batcher_options_resolve(Jsonb *stored, BatcherOptions *options);
 extern Jsonb *batcher_options_explain(Jsonb *stored);

@@ -7,7 +7,9 @@
 
 #include "base/clock.h"
 #include "catalog/catalog.h"
+#include "nodes/nodes.h"
 #include "utils/hsearch.h"
+#include "utils/tuplestore.h"
 
 /* How far the execution of a statement has come. */
 typedef enum BatcherPhase
@@ -106,6 +108,9 @@ typedef struct BatcherReadback BatcherReadback;
 /* The prepared statement: see executor.c. */
 typedef struct BatcherExecutor BatcherExecutor;
 
+/* The prepared SELECT that makes messages: see notify_sql.c. */
+typedef struct BatcherTeller BatcherTeller;
+
 /* What the next batch of a lane has to keep to: see schedule.c. */
 typedef struct BatcherLimits
 {
@@ -125,6 +130,7 @@ typedef struct BatcherLaneView
 	BatcherQueueDef *def;
 	uint64		generation;		/* of the definitions that 'def' is of */
 	BatcherExecutor *executor;
+	BatcherTeller *teller;
 	BatcherReadback *readback;	/* NULL: none */
 	BatcherIndex *index;		/* NULL: to be built */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
@@ -234,6 +240,18 @@ extern void batcher_executor_reset(BatcherLaneView *view);
 extern bool batcher_executor_overtime(void);
 extern void batcher_executor_forget_session(void);
 extern void batcher_executor_install(void);
+extern Node *batcher_executor_parse(const char *sql, const char *what);
+struct _SPI_plan;
+extern void batcher_executor_refuse_temporary(struct _SPI_plan *plan,
+											  const char *what);
+
+/* notify_sql.c */
+extern void batcher_notify_sql_check(const BatcherQueueDef *def,
+									 TupleDesc result_desc);
+extern void batcher_notify_sql_run(BatcherLaneView *view, int size_class,
+								   Tuplestorestate *result,
+								   TupleDesc result_desc);
+extern void batcher_notify_sql_reset(BatcherLaneView *view);
 
 /* message.c */
 extern void batcher_message_begin(BatcherLaneView *view);
@@ -243,7 +261,6 @@ extern void batcher_message_complete(BatcherLaneView *view,
 									 BatcherBatch *batch);
 extern void batcher_message_keep(void);
 extern void batcher_message_send(void);
-extern bool batcher_message_wanted(const BatcherQueueDef *def);
 extern void batcher_message_recover(BatcherLaneView *view);
 extern void batcher_message_install(void);
 

@@ -29,6 +29,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
+#include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "parser/parser.h"
@@ -43,6 +44,7 @@
 #include "utils/timeout.h"
 #include "utils/tuplestore.h"
 
+#define WHAT			"flush statement"
 #define SIZE_CLASSES	4
 #define OVERTIME		10000	/* ms after flush_timeout */
 #define STATEMENT_MAX	(16 * 1024 * 1024)	/* bytes */
@@ -167,34 +169,40 @@ restore_identity(const Identity *before)
 }
 
 /*
- * Refuse what is not one statement that reads and writes rows, and what is so
- * long that the parser might want more memory for one of its pieces than can
- * be had, which is an internal error.
+ * The parse tree of a statement, which is called 'what'.  Refused are what is
+ * not one statement, and what is so long that the parser might want more
+ * memory for one of its pieces than can be had, which is an internal error.
  */
-static void
-check_statement_kind(const char *sql)
+Node *
+batcher_executor_parse(const char *sql, const char *what)
 {
 	List	   *parsed;
-	Node	   *statement;
 
 	if (strlen(sql) > STATEMENT_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("flush statement of %zu bytes is too long",
-						strlen(sql)),
+				 errmsg("%s of %zu bytes is too long", what, strlen(sql)),
 				 errdetail("A statement has at most %d bytes.",
 						   STATEMENT_MAX)));
 	parsed = raw_parser(sql, RAW_PARSE_DEFAULT);
 	if (parsed == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("flush statement is empty")));
+				 errmsg("%s is empty", what)));
 	if (list_length(parsed) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("flush statement must be one statement, not %d",
+				 errmsg("%s must be one statement, not %d", what,
 						list_length(parsed))));
-	statement = linitial_node(RawStmt, parsed)->stmt;
+	return linitial_node(RawStmt, parsed)->stmt;
+}
+
+/* Refuse what does not read and write rows. */
+static void
+check_statement_kind(const char *sql)
+{
+	Node	   *statement = batcher_executor_parse(sql, WHAT);
+
 	switch (nodeTag(statement))
 	{
 		case T_InsertStmt:
@@ -233,9 +241,11 @@ check_error_context(void *arg)
 	errcontext("flush statement of queue \"%s\"", def->name);
 }
 
-/* Refuse a statement over what only the session sees that gave it. */
-static void
-refuse_temporary(SPIPlanPtr plan)
+/*
+ * Refuse a statement over what only the session sees that gave it.
+ */
+void
+batcher_executor_refuse_temporary(struct _SPI_plan *plan, const char *what)
 {
 	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
 	ListCell   *lc;
@@ -245,44 +255,59 @@ refuse_temporary(SPIPlanPtr plan)
 		if (get_rel_persistence(lfirst_oid(lc)) == RELPERSISTENCE_TEMP)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("flush statement must not use temporary relation \"%s\"",
+					 errmsg("%s must not use temporary relation \"%s\"", what,
 							get_rel_name(lfirst_oid(lc)))));
 	}
 }
 
-/*
- * Check the statement of a definition by planning it as the owner; raises the
- * error that the statement has.
- */
-void
-batcher_executor_check(const BatcherQueueDef *def)
+/* Plan the statement of a definition; the columns that it returns, or NULL. */
+static TupleDesc
+check_statement(const BatcherQueueDef *def)
 {
 	ErrorContextCallback context;
-	Identity	before;
-	SPIPlanPtr	plan;
+	CachedPlanSource *source;
 	CachedPlan *cached;
+	SPIPlanPtr	plan;
 
-	if (def->flush_sql == NULL)
-		return;
 	context.callback = check_error_context;
 	context.arg = unconstify(BatcherQueueDef *, def);
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 	check_statement_kind(def->flush_sql);
-	SPI_connect();
-	register_batch(batch_desc(), NULL, 1);
-	assume_identity(def, &before);
 	plan = SPI_prepare(def->flush_sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s",
 			 SPI_result_code_string(SPI_result));
-	refuse_temporary(plan);
+	batcher_executor_refuse_temporary(plan, WHAT);
 	cached = SPI_plan_get_cached_plan(plan);
 	if (cached)
 		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
+	error_context_stack = context.previous;
+	source = linitial(SPI_plan_get_plan_sources(plan));
+	return source->resultDesc;
+}
+
+/*
+ * Check the SQL of a definition by planning it as the owner; raises the error
+ * that it has.
+ */
+void
+batcher_executor_check(const BatcherQueueDef *def)
+{
+	TupleDesc	result_desc = NULL;
+	Identity	before;
+
+	if (def->flush_sql == NULL && def->options.notify_sql == NULL)
+		return;
+	SPI_connect();
+	register_batch(batch_desc(), NULL, 1);
+	assume_identity(def, &before);
+	if (def->flush_sql)
+		result_desc = check_statement(def);
+	if (def->options.notify_sql)
+		batcher_notify_sql_check(def, result_desc);
 	restore_identity(&before);
 	SPI_finish();
-	error_context_stack = context.previous;
 }
 
 /* 0 for a few rows, then a class for each factor of 16. */
@@ -332,6 +357,7 @@ batcher_executor_reset(BatcherLaneView *view)
 {
 	int			i;
 
+	batcher_notify_sql_reset(view);
 	if (view->executor == NULL)
 		return;
 	for (i = 0; i < SIZE_CLASSES; i++)
@@ -384,9 +410,45 @@ batcher_executor_forget_session(void)
 }
 
 /*
- * Execute the statement over the rows of a batch, in the transaction of the
- * flush, for at most 'timeout' milliseconds.  Whatever the statement raises is raised; the caller aborts the
- * transaction then, which restores what is changed here but for the timeouts.
+ * Execute the statement.  What it returns goes into 'result', unless that is
+ * NULL; returns the columns of that, or NULL if it returns nothing.
+ */
+static TupleDesc
+execute_statement(BatcherLaneView *view, int nrows, Tuplestorestate *result)
+{
+	SPIExecuteOptions options;
+	CachedPlanSource *source;
+	SPIPlanPtr	plan;
+	int			code;
+
+	batcher_executor_phase = BATCHER_PHASE_PREPARING;
+	plan = get_plan(view, nrows);
+	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
+	batcher_debug_point("executing");
+	memset(&options, 0, sizeof(options));
+	if (result)
+	{
+		options.dest = CreateDestReceiver(DestTuplestore);
+		SetTuplestoreDestReceiverParams(options.dest, result,
+										CurrentMemoryContext, false, NULL,
+										NULL);
+	}
+	else
+		options.dest = CreateDestReceiver(DestNone);
+	code = SPI_execute_plan_extended(plan, &options);
+	if (code < 0)
+		elog(ERROR, "could not execute the statement: %s",
+			 SPI_result_code_string(code));
+	/* the columns may have changed just now, when it was planned again */
+	source = linitial(SPI_plan_get_plan_sources(plan));
+	return source->resultDesc;
+}
+
+/*
+ * Execute the statement over the rows of a batch, and what makes messages of
+ * them, in the transaction of the flush, for at most 'timeout' milliseconds.
+ * Whatever that raises is raised; the caller aborts the transaction then, which
+ * restores what is changed here but for the timeouts.
  */
 void
 batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
@@ -394,12 +456,11 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 {
 	const BatcherQueueDef *def = view->def;
 	int			ms = (int) Min(Max(timeout, 1), INT_MAX / 2);
-	SPIExecuteOptions options;
+	Tuplestorestate *result = NULL;
+	TupleDesc	result_desc = NULL;
 	Tuplestorestate *store;
 	TupleDesc	desc;
 	Identity	before;
-	SPIPlanPtr	plan;
-	int			result;
 
 	SPI_connect();
 	desc = batch_desc();
@@ -410,21 +471,20 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 	enable_timeout_after(overtime_timeout, ms + OVERTIME);
 	batcher_debug_point("statement");
 
-	batcher_executor_phase = BATCHER_PHASE_PREPARING;
-	plan = get_plan(view, batch->nrows);
-	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
-	batcher_debug_point("executing");
-	memset(&options, 0, sizeof(options));
-	options.dest = CreateDestReceiver(DestNone);
-	result = SPI_execute_plan_extended(plan, &options);
-	if (result < 0)
-		elog(ERROR, "could not execute the statement: %s",
-			 SPI_result_code_string(result));
+	if (def->flush_sql && def->options.notify_sql)
+		result = tuplestore_begin_heap(false, false, work_mem);
+	if (def->flush_sql)
+		result_desc = execute_statement(view, batch->nrows, result);
+	if (def->options.notify_sql)
+		batcher_notify_sql_run(view, size_class(batch->nrows), result,
+							   result_desc);
 
 	batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
 	disable_timeout(overtime_timeout, false);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	restore_identity(&before);
 	tuplestore_end(store);		/* a temporary file would count as leaked */
+	if (result)
+		tuplestore_end(result);
 	SPI_finish();
 }

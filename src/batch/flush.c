@@ -65,6 +65,13 @@ make_constraints_immediate(void)
 	AfterTriggerSetState(all);
 }
 
+/* Has a queue SQL of its own? */
+static bool
+executes(const BatcherQueueDef *def)
+{
+	return def->flush_sql != NULL || def->options.notify_sql != NULL;
+}
+
 /* What a claimed batch is for; false if the transaction is to be given up. */
 static bool
 execute_batch(Try *t)
@@ -80,7 +87,7 @@ execute_batch(Try *t)
 	else if (batch->nrows > 0)
 	{
 		batch->nflushed = batch->nrows;
-		if (view->def->flush_sql)
+		if (executes(view->def))
 			batcher_executor_run(view, batch, view->def->options.flush_timeout);
 	}
 	batcher_executor_forget_session();
@@ -243,7 +250,8 @@ static FlushResult
 try_batch(Try *t)
 {
 	MemoryContext cxt = CurrentMemoryContext;
-	const char *sql = t->view->def->flush_sql;
+	const BatcherQueueDef *def = t->view->def;
+	const char *sql = def->flush_sql ? def->flush_sql : def->options.notify_sql;
 	volatile FlushResult result = FLUSH_DONE;
 	ErrorContextCallback context;
 
@@ -380,7 +388,7 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 	BatcherSharedLane *lane = &view->queue->lane;
 	Try			t = {.view = view,.batch = batch};
 	FlushResult result;
-	bool		isolable = view->def->flush_sql != NULL &&
+	bool		isolable = executes(view->def) &&
 		batch->reason != BATCHER_REASON_PURGE;
 
 	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);

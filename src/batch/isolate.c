@@ -83,6 +83,7 @@ try_piece(BatcherIsolation *iso, BatcherBatch *piece, BatcherFault *fault)
 	ResourceOwner owner = CurrentResourceOwner;
 	const double timeout = iso->view->def->options.flush_timeout /
 		(piece->nrows > 1 ? PIECE_SHARE : 1);
+	const int	made = batcher_message_made();
 	ErrorData  *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
@@ -103,6 +104,7 @@ try_piece(BatcherIsolation *iso, BatcherBatch *piece, BatcherFault *fault)
 		*fault = batcher_failure_fault(error);
 		batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
 		RollbackAndReleaseCurrentSubTransaction();
+		batcher_message_cut(made);
 		batcher_executor_reset(iso->view);
 		RESUME_INTERRUPTS();
 	}

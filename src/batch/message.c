@@ -131,16 +131,6 @@ batcher_message_install(void)
 }
 
 /*
- * Whether the batches of a queue are announced.
- */
-bool
-batcher_message_wanted(const BatcherQueueDef *def)
-{
-	return def->options.notify_channel != NULL &&
-		def->options.notify_format != BATCHER_NOTIFY_NONE;
-}
-
-/*
  * A flush begins: what was made for the one before, which has failed, is
  * forgotten.
  */

@@ -196,10 +196,12 @@ make_messages(BatcherLaneView *view, BatcherBatch *batch)
 void
 batcher_payload_make(BatcherLaneView *view, BatcherBatch *batch)
 {
+	const BatcherOptions *options = &view->def->options;
 	MemoryContext caller = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 
-	if (!batcher_message_wanted(view->def) || batch->nflushed == 0)
+	if (options->notify_sql != NULL || options->notify_channel == NULL ||
+		options->notify_format == BATCHER_NOTIFY_NONE || batch->nflushed == 0)
 		return;
 	BeginInternalSubTransaction(NULL);
 	PG_TRY();

@@ -51,6 +51,7 @@ typedef struct BatcherQueueDef
 	char	   *owner_name;		/* of today; else as stored */
 	char	   *flush_sql;		/* NULL: rows are only announced */
 	char	   *search_path;	/* for flush_sql */
+	char	   *notify_search_path; /* for notify_sql; NULL: none */
 	Jsonb	   *given;			/* the options that were given */
 	BatcherOptions options;		/* the effective ones */
 	bool		paused;

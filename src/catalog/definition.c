@@ -37,7 +37,8 @@ enum
 	COL_PAUSE_REASON,
 	COL_DATABASE,
 	COL_CREATED_AT,
-	NUM_COLS = COL_CREATED_AT
+	COL_NOTIFY_SEARCH_PATH,
+	NUM_COLS = COL_NOTIFY_SEARCH_PATH
 };
 
 static char *
@@ -70,6 +71,8 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 	def->pause_reason = text_or_null(values[COL_PAUSE_REASON],
 									 nulls[COL_PAUSE_REASON]);
 	def->created_at = DatumGetTimestampTz(values[COL_CREATED_AT]);
+	def->notify_search_path = text_or_null(values[COL_NOTIFY_SEARCH_PATH],
+										   nulls[COL_NOTIFY_SEARCH_PATH]);
 
 	/*
 	 * Another database's queue came here by CREATE DATABASE ... TEMPLATE, or
@@ -234,7 +237,7 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 {
 	static const Oid column_types[NUM_COLS] = {
 		INT4OID, TEXTOID, OIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
-		BOOLOID, TEXTOID, OIDOID, TIMESTAMPTZOID
+		BOOLOID, TEXTOID, OIDOID, TIMESTAMPTZOID, TEXTOID
 	};
 
 	memcpy(types, column_types, sizeof(column_types));
@@ -252,6 +255,9 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 	values[COL_PAUSE_REASON - 1] = text_datum(def->pause_reason);
 	values[COL_DATABASE - 1] = ObjectIdGetDatum(MyDatabaseId);
 	values[COL_CREATED_AT - 1] = TimestampTzGetDatum(def->created_at);
+	values[COL_NOTIFY_SEARCH_PATH - 1] = text_datum(def->notify_search_path);
+	if (def->notify_search_path == NULL)
+		nulls[COL_NOTIFY_SEARCH_PATH - 1] = 'n';
 	if (def->flush_sql == NULL)
 		nulls[COL_FLUSH_SQL - 1] = 'n';
 	if (def->pause_reason == NULL || def->paused_by_loss)
@@ -274,8 +280,8 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"
-				   " pause_reason, database, created_at)"
-				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+				   " pause_reason, database, created_at, notify_search_path)"
+				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
 				   NUM_COLS, types, values, nulls);
 	return copy.id;
 }
@@ -294,7 +300,8 @@ batcher_definition_update(const BatcherQueueDef *def)
 	write_definition("UPDATE batcher.queue_definition SET name = $2,"
 				   " owner = $3, owner_name = $4, flush_sql = $5,"
 				   " search_path = $6, options = $7, paused = $8,"
-				   " pause_reason = $9, database = $10, created_at = $11"
+				   " pause_reason = $9, database = $10, created_at = $11,"
+				   " notify_search_path = $12"
 				   " WHERE id = $1",
 				   NUM_COLS, types, values, nulls);
 }

@@ -174,6 +174,8 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	def.flush_sql = text_argument(fcinfo, 1);
 	def.search_path = current_search_path();
 	def.given = batcher_options_merge(NULL, options_argument(fcinfo, 4));
+	if (batcher_options_give_sql(def.given))
+		def.notify_search_path = current_search_path();
 	batcher_options_resolve(def.given, &def.options);
 	def.created_at = GetCurrentTimestamp();
 	batcher_executor_check(&def);
@@ -242,8 +244,10 @@ PG_FUNCTION_INFO_V1(batcher_alter_queue);
 Datum
 batcher_alter_queue(PG_FUNCTION_ARGS)
 {
+	Jsonb	   *given = options_argument(fcinfo, 1);
+	bool		new_notify_sql = batcher_options_give_sql(given);
 	bool		new_sql = !PG_ARGISNULL(2) || !PG_ARGISNULL(3) ||
-		!PG_ARGISNULL(4);
+		!PG_ARGISNULL(4) || new_notify_sql;
 	BatcherQueueDef *def =
 		batcher_monitor_lookup_for_change(queue_argument(fcinfo),
 										  new_sql ? BATCHER_OWN : BATCHER_MANAGE);
@@ -254,7 +258,9 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 		def->flush_sql = text_argument(fcinfo, 2);
 		def->search_path = current_search_path();
 	}
-	def->given = batcher_options_merge(def->given, options_argument(fcinfo, 1));
+	if (new_notify_sql)
+		def->notify_search_path = current_search_path();
+	def->given = batcher_options_merge(def->given, given);
 	batcher_options_resolve(def->given, &def->options);
 	if (new_sql)
 	{

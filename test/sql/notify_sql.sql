@@ -1,0 +1,175 @@
+-- Messages that a queue's own SQL makes.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS batcher;
+RESET client_min_messages;
+
+\set listen '\\o |sed -E \'s/"at": "[^"]+", //; s/"epoch": "[0-9a-f]+"/"epoch": E/; s/ received from .*//; s/Asynchronous notification/message/; s/ with payload/:/; s/x{2000,}/x.../\''
+-- Messages are sent after the data: wait until the worker has done so.
+CREATE FUNCTION ns_wait(n int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    FOR i IN 1..1000 LOOP
+        PERFORM pg_stat_clear_snapshot();
+        EXIT WHEN (SELECT messages_sent >= n FROM batcher.stat_queue WHERE queue = 'ns')
+            AND NOT EXISTS (SELECT FROM pg_stat_activity
+                WHERE backend_type = 'batcher worker' AND datname = current_database() AND state = 'active');
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+END $$;
+
+CREATE SCHEMA ns;
+CREATE TABLE ns_score (player text PRIMARY KEY, score int CHECK (score < 1000));
+LISTEN ns;
+LISTEN ns_a;
+LISTEN ns_b;
+
+-- A queue that only announces: "batch" is there, "result" is not.
+SELECT batch_create_queue('ns', options => '{"flush_interval": "1 h",
+    "notify_sql": "SELECT ''ns_'' || batch_topic, jsonb_build_object(''n'', count(*), ''seq'', ''mine'') FROM batch GROUP BY batch_topic ORDER BY 1"}');
+SELECT batch_enqueue('ns', '1', topic => 'b') > 0 AND batch_enqueue('ns', '2', topic => 'a') > 0
+    AND batch_enqueue('ns', '3', topic => 'b') > 0 AND batch_enqueue('ns', '4') > 0 AS enqueued;
+:listen
+SELECT batch_flush('ns');
+\o
+SELECT rows_flushed, messages_sent, messages_saved FROM batcher.stat_queue WHERE queue = 'ns';
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', to_jsonb(count(*)) FROM result"}');
+
+-- Texts, and JSON that is no object, are sent as they are, without a number;
+-- equal ones of a flush are one.  Nulls send nothing.
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', payload->>''t'' FROM batch ORDER BY batch_pos"}');
+SELECT batch_enqueue_many('ns', ARRAY['{"t": "a"}', '{"t": "b ''\" ä"}', '{"t": "a"}', '{"t": ""}', '{}']::jsonb[]);
+:listen
+SELECT batch_flush('ns');
+\o
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT payload->>''c'', payload->''p'' FROM batch ORDER BY batch_pos"}');
+SELECT batch_enqueue_many('ns', ARRAY['{"c": "ns", "p": [1, "x"]}', '{"c": "ns", "p": {"a": {"epoch": 1}}}', '{"c": "ns", "p": 5}',
+    '{"c": null, "p": 6}', '{"c": "ns"}', '{"c": "ns", "p": {}}']::jsonb[]);
+:listen
+SELECT batch_flush('ns');
+\o
+
+-- The statement's result.
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', jsonb_object_agg(player, score ORDER BY player) FROM result HAVING count(*) > 0"}',
+    flush_sql => 'INSERT INTO ns_score SELECT payload->>0, (payload->>1)::int FROM batch
+        ON CONFLICT (player) DO UPDATE SET score = ns_score.score + excluded.score WHERE excluded.score <> 0 RETURNING player, score');
+SELECT batch_reset_stats('ns');
+SELECT batch_enqueue_many('ns', ARRAY['["ann", 1]', '["bob", 2]']::jsonb[]);
+:listen
+SELECT batch_flush('ns'), ns_wait(1);
+\o
+SELECT batch_reset_stats('ns');
+SELECT batch_enqueue_many('ns', ARRAY['["ann", 0]', '["bob", 5]', '["cid", 7]']::jsonb[]);
+:listen
+SELECT batch_flush('ns'), ns_wait(1);
+\o
+SELECT batch_reset_stats('ns');
+-- An empty result has its columns; the SELECT sees what the statement did.
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', jsonb_build_object(''changed'', (SELECT count(player) FROM result), ''rows'', (SELECT count(*) FROM batch), ''sum'', (SELECT sum(score) FROM ns_score))"}');
+SELECT batch_enqueue_many('ns', ARRAY['["ann", 0]', '["bob", 0]']::jsonb[]);
+:listen
+SELECT batch_flush('ns'), ns_wait(1);
+\o
+SELECT batch_reset_stats('ns');
+SELECT batch_enqueue_many('ns', ARRAY['["dan", 10]']::jsonb[]);
+:listen
+SELECT batch_flush('ns'), ns_wait(1);
+\o
+SELECT batch_reset_stats('ns');
+-- A SELECT has a result too, a statement without RETURNING has none.
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', max(a)::text FROM result"}', flush_sql => 'SELECT payload::text AS a FROM batch');
+SELECT batch_enqueue_many('ns', '{3,7}');
+:listen
+SELECT batch_flush('ns'), ns_wait(1);
+\o
+SELECT batch_reset_stats('ns');
+SELECT batch_alter_queue('ns', flush_sql => 'DELETE FROM ns_score WHERE false');
+
+-- It is checked when it is given, with the statement that it belongs to.
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT 1"}');
+\echo :SQLSTATE
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT 1, 2, 3"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT 1, ''x''"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''x'', 1"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''x'', ''{}''::json"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''x'', b FROM result"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELEC 1, 2"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT 1, 2; SELECT 3, 4"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": " "}');
+SELECT batch_alter_queue('ns', '{"notify_sql": ""}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "DELETE FROM ns_score RETURNING player, player"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''a'', ''b'' INTO x"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": 5}');
+CREATE TEMP TABLE ns_temp (a text);
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT a, a FROM ns_temp"}');
+SELECT options->'notify_sql' AS notify_sql FROM batcher.queue WHERE queue = 'ns';
+
+-- It has a search_path of its own.
+CREATE FUNCTION ns.word() RETURNS text LANGUAGE sql AS $$SELECT 'of ns'$$;
+CREATE FUNCTION ns_word() RETURNS text LANGUAGE sql AS $$SELECT 'of public'$$;
+SET search_path = ns, public;
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', word() || a FROM result"}');
+RESET search_path;
+SELECT batch_alter_queue('ns', flush_sql => 'SELECT payload::text || ns_word() AS a FROM batch');
+SELECT batch_enqueue('ns', '1') > 0 AS enqueued;
+:listen
+SELECT batch_flush('ns'), ns_wait(1);
+\o
+SELECT batch_reset_stats('ns');
+
+-- What NOTIFY would refuse is an error of the flush, which finds the row; the
+-- messages of the others go out, and none of what has failed.
+SELECT batch_alter_queue('ns', '{"max_attempts": 1, "notify_sql": "SELECT player, to_jsonb(player) FROM result ORDER BY player"}',
+    flush_sql => 'INSERT INTO ns_score SELECT payload->>''k'', (payload->>''s'')::int FROM batch RETURNING player');
+SELECT batch_enqueue_many('ns', ARRAY['{"k": "ns_a", "s": 1}', '{"k": "", "s": 1}', '{"k": "ns_b", "s": 1}',
+    '{"k": "ns", "s": 1000}', '{"k": "0123456789012345678901234567890123456789012345678901234567890123", "s": 1}']::jsonb[]);
+:listen
+SELECT batch_flush('ns'), ns_wait(2);
+\o
+SELECT payload->>'k' AS k, sqlstate, message FROM batcher.dead_letter WHERE queue = 'ns' ORDER BY ticket;
+SELECT player FROM ns_score WHERE score = 1 ORDER BY 1;
+SELECT rows_flushed, rows_dead, messages_sent FROM batcher.stat_queue WHERE queue = 'ns';
+-- The same where the messages go out with the flush.
+SELECT batch_drop_queue('ns');
+SELECT batch_create_queue('ns', options => '{"flush_interval": "1 h", "max_attempts": 1,
+    "notify_sql": "SELECT ''ns'', payload FROM batch ORDER BY batch_pos"}');
+SELECT batch_enqueue('ns', jsonb_build_object('x', repeat('x', n))) > 0 AS enqueued
+    FROM unnest('{10,7800,7926,7927,8000,20}'::int[]) n;
+SELECT batch_enqueue('ns', to_jsonb(repeat('x', n))) > 0 AS enqueued FROM unnest('{7997,7998}'::int[]) n;
+:listen
+SELECT batch_flush('ns');
+\o
+SELECT sqlstate, message, detail FROM batcher.dead_letter WHERE queue = 'ns' ORDER BY ticket;
+
+-- SQL is the owner's to change, also to reset.
+CREATE ROLE ns_owner;
+CREATE ROLE ns_manager;
+GRANT EXECUTE ON FUNCTION batch_create_queue(text, text, regclass, regtype, jsonb, boolean) TO ns_owner;
+SET ROLE ns_owner;
+SELECT batch_create_queue('ns owned', options => '{"flush_interval": "1 h", "notify_sql": "SELECT ''ns'', current_user::text FROM batch"}');
+SELECT batch_grant('ns owned', 'ns_manager', 'manage');
+SELECT batch_grant('ns owned', 'public', 'enqueue');
+SET ROLE ns_manager;
+SELECT batch_alter_queue('ns owned', '{"notify_sql": "SELECT ''ns'', ''other''"}');
+SELECT batch_alter_queue('ns owned', '{"notify_sql": null}');
+SELECT batch_alter_queue('ns owned', '{"notify_channel": "x"}');
+SELECT batch_enqueue('ns owned', '1') > 0 AS enqueued;
+:listen
+SELECT batch_flush('ns owned');
+\o
+RESET ROLE;
+-- It cannot do what a restricted operation cannot, and is planned as the owner.
+SELECT has_table_privilege('ns_owner', 'ns_score', 'SELECT') AS may_read;
+SET ROLE ns_owner;
+SELECT batch_alter_queue('ns owned', '{"notify_sql": "SELECT player, player FROM ns_score"}');
+SELECT batch_enqueue('ns owned', '1') > 0 AS enqueued;
+SELECT batch_flush('ns owned', '0');
+RESET ROLE;
+DO $$ BEGIN FOR i IN 1..1000 LOOP EXIT WHEN (SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'ns owned'); PERFORM pg_sleep(0.01); END LOOP; END $$;
+SELECT breaker_state, breaker_reason FROM batcher.status WHERE queue = 'ns owned';
+
+UNLISTEN *;
+SELECT batch_drop_queue('ns'), batch_drop_queue('ns owned', force => true);
+REVOKE EXECUTE ON FUNCTION batch_create_queue(text, text, regclass, regtype, jsonb, boolean) FROM ns_owner;
+DROP ROLE ns_owner, ns_manager;
+DROP TABLE ns_score;
+DROP FUNCTION ns_word(), ns_wait(int);
+DROP SCHEMA ns CASCADE;
