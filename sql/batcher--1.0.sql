@@ -384,7 +384,9 @@ CREATE FUNCTION batcher.get_status(
     OUT breaker_state text, OUT breaker_reason text,
     OUT consecutive_failures integer, OUT retry_at timestamptz,
     OUT last_error text, OUT current_batch_size integer,
-    OUT current_window interval, OUT lanes integer, OUT worker_pid integer)
+    OUT current_window interval, OUT size_reason text,
+    OUT arrival_rate double precision, OUT lanes integer,
+    OUT worker_pid integer)
 RETURNS SETOF record
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'batcher_get_status';

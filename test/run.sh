@@ -1,11 +1,12 @@
 #!/bin/bash
 #
-# run.sh [check|regress|isolation|tap][:NAME,...]... [torture[:MINUTES]]: build
+# run.sh [check|unit|regress|isolation|tap][:NAME,...]... [torture[:MINUTES]]: build
 # the extension and test it.
 #
-# Without arguments the first four parts are run; names after a colon choose
+# Without arguments the first five parts are run; names after a colon choose
 # among the tests of a part:
 #   check      no warning by gcc and clang; includes point one way
+#   unit       test/unit: functions of the source, without a server
 #   regress    test/sql against expected/, by pg_regress
 #   isolation  test/specs against expected/, by pg_isolation_regress
 #   tap        test/t, by PostgreSQL::Test::Cluster
@@ -89,6 +90,28 @@ run_check()
 	fi
 	PG_CONFIG=$PGBIN/pg_config "$ROOT/test/check_includes.sh" >"$WORK/includes.log" || status=$?
 	verdict "includes point one way" $status "$WORK/includes.log"
+}
+
+# A program in test/unit is compiled with the file of src/ that it names by
+# "Runs the functions of", and counts as one test.
+run_unit()
+{
+	local name file status includes
+
+	includes="-I$ROOT/src -I$("$PGBIN/pg_config" --includedir-server)"
+	as_pg mkdir "$WORK/unit"
+	for name in $(names unit c "$1"); do
+		status=0
+		file=$(sed -n 's/.*Runs the functions of \([^ ]*\.c\).*/\1/p' \
+			"$ROOT/test/unit/$name.c")
+		# shellcheck disable=SC2086
+		{
+			cc -O2 -Wall -Werror $includes -o "$WORK/unit/$name" \
+				"$ROOT/test/unit/$name.c" "$ROOT/$file" -lm &&
+				"$WORK/unit/$name"
+		} </dev/null >"$WORK/unit_$name.log" 2>&1 || status=$?
+		verdict "$name" $status "$WORK/unit_$name.log"
+	done
 }
 
 # run_pg_regress PART PROGRAM TEST...: the two programs take the same options.
@@ -237,10 +260,10 @@ run_torture()
 	verdict torture $status
 }
 
-[ $# -gt 0 ] || set -- check regress isolation tap
+[ $# -gt 0 ] || set -- check unit regress isolation tap
 for part; do
 	case ${part%%:*} in
-		check|regress|isolation|tap|torture) ;;
+		check|unit|regress|isolation|tap|torture) ;;
 		*) die "unknown part \"$part\"" ;;
 	esac
 done
@@ -249,7 +272,7 @@ ensure_packages libipc-run-perl clang
 prepare_work
 prepare_postgres
 for part; do
-	if [[ ${part%%:*} != @(check|torture) ]]; then
+	if [[ ${part%%:*} != @(check|unit|torture) ]]; then
 		copy_source tested
 		build_and_install tested COPT="$TESTED_FLAGS"
 		break

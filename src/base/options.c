@@ -79,6 +79,24 @@ const BatcherOption batcher_options[] = {
 	{OPTION(flush_interval, BATCHER_OPTION_DURATION),
 		"batcher.flush_interval", true, 1, DAY_MS, NULL, NULL,
 	"window: the longest that a committed row waits before its flush is due"},
+	{OPTION(adaptive, BATCHER_OPTION_BOOL),
+		"false", false, 0, 0, NULL, NULL,
+	"whether the size of batches and the window follow what happens"},
+	{OPTION(min_batch_size, BATCHER_OPTION_INT),
+		"50", false, 1, MAX_ROWS, NULL, NULL,
+	"adaptive: the least size of batches"},
+	{OPTION(adjust_factor, BATCHER_OPTION_NUMBER),
+		"0.2", false, 0.01, 1, NULL, NULL,
+	"adaptive: the share by which the size changes"},
+	{OPTION(latency_target, BATCHER_OPTION_DURATION),
+		"100 ms", false, 1, DAY_MS, NULL, NULL,
+	"adaptive: how long a flush should take at most"},
+	{OPTION(error_target, BATCHER_OPTION_NUMBER),
+		"0.01", false, 0, 1, NULL, NULL,
+	"adaptive: the largest share of rows that should fail"},
+	{OPTION(throughput_target, BATCHER_OPTION_NUMBER),
+		NULL, false, 1, 1000000000, NULL, NULL,
+	"adaptive: rows a second for which larger batches are given up that are slower"},
 	{OPTION(max_attempts, BATCHER_OPTION_INT),
 		"3", false, 1, 1000, NULL, NULL,
 	"times that a row may fail by its own fault before it is a dead letter"},
@@ -255,24 +273,33 @@ report_unknown_name(const char *name, int len)
 			 errhint("Perhaps you meant the option \"%s\".", nearest)));
 }
 
+/* Refuse a number of rows that is greater than another one. */
+static void
+check_not_greater(Jsonb *merged, const char *first, const char *second)
+{
+	BatcherOptionValue a;
+	BatcherOptionValue b;
+
+	if (get_stored_by_name(merged, first, &a) &&
+		get_stored_by_name(merged, second, &b) && a.number > b.number)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" (%.0f) must not be greater than option \"%s\" (%.0f)",
+						first, a.number, second, b.number)));
+}
+
 /* Refuse values that cannot hold together; defaults give way instead. */
 static void
 check_contradictions(Jsonb *merged)
 {
-	BatcherOptionValue flush_size;
-	BatcherOptionValue max_batch_size;
 	BatcherOptionValue when_full;
 	BatcherOptionValue durable;
 	BatcherOptionValue retry_delay;
 	BatcherOptionValue retry_max_delay;
 
-	if (get_stored_by_name(merged, "flush_size", &flush_size) &&
-		get_stored_by_name(merged, "max_batch_size", &max_batch_size) &&
-		flush_size.number > max_batch_size.number)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"flush_size\" (%.0f) must not be greater than option \"max_batch_size\" (%.0f)",
-						flush_size.number, max_batch_size.number)));
+	check_not_greater(merged, "flush_size", "max_batch_size");
+	check_not_greater(merged, "min_batch_size", "flush_size");
+	check_not_greater(merged, "min_batch_size", "max_batch_size");
 	if (get_stored_by_name(merged, "when_full", &when_full) &&
 		get_stored_by_name(merged, "durable", &durable) &&
 		when_full.number == BATCHER_FULL_SPILL && !durable.number)
@@ -448,6 +475,19 @@ gives_way(BatcherOptionSource *sources, const char *first, const char *second)
 	return false;
 }
 
+/* Have the first number not be greater than the second one. */
+static void
+bring_together(BatcherOptionSource *sources, const char *first, int *a,
+			   const char *second, int *b)
+{
+	if (*a <= *b)
+		return;
+	if (gives_way(sources, first, second))
+		*a = *b;
+	else
+		*b = *a;
+}
+
 /*
  * Give the computed options that are not set (0, which none of them can be
  * given as) their values, and bring together what does not go together.  A
@@ -463,13 +503,12 @@ fill_computed(BatcherOptions *options, BatcherOptionSource *sources)
 	}
 	if (options->flush_size == 0)
 		options->flush_size = options->max_batch_size;
-	if (options->flush_size > options->max_batch_size)
-	{
-		if (gives_way(sources, "flush_size", "max_batch_size"))
-			options->flush_size = options->max_batch_size;
-		else
-			options->max_batch_size = options->flush_size;
-	}
+	bring_together(sources, "flush_size", &options->flush_size,
+				   "max_batch_size", &options->max_batch_size);
+	bring_together(sources, "min_batch_size", &options->min_batch_size,
+				   "max_batch_size", &options->max_batch_size);
+	bring_together(sources, "min_batch_size", &options->min_batch_size,
+				   "flush_size", &options->flush_size);
 
 	if (options->flush_interval == 0)
 	{

@@ -51,6 +51,12 @@ typedef struct BatcherOptions
 	int			flush_size;		/* rows; never 0 */
 	int			max_batch_size; /* rows */
 	double		flush_interval; /* ms */
+	bool		adaptive;
+	int			min_batch_size; /* rows */
+	double		adjust_factor;	/* share */
+	double		latency_target; /* ms */
+	double		error_target;	/* share */
+	double		throughput_target;	/* rows a second, 0: none */
 	int			max_attempts;	/* times */
 	double		retry_delay;	/* ms */
 	double		retry_backoff;	/* factor */

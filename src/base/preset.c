@@ -17,6 +17,9 @@ enum
 	DEVELOPMENT,
 	TEST,
 	SMALL,
+	MEDIUM,
+	LARGE,
+	REALTIME,
 	PERIODIC
 };
 
@@ -25,6 +28,9 @@ const BatcherOptionEnum batcher_presets[] = {
 	{"development", DEVELOPMENT},
 	{"test", TEST},
 	{"small", SMALL},
+	{"medium", MEDIUM},
+	{"large", LARGE},
+	{"realtime", REALTIME},
 	{"periodic", PERIODIC},
 	{NULL, NO_PRESET}
 };
@@ -43,6 +49,15 @@ static const struct
 	{TEST, "flush_interval", "100 ms"},
 	{SMALL, "flush_size", "200"},
 	{SMALL, "flush_interval", "20 ms"},
+	{MEDIUM, "flush_size", "500"},
+	{MEDIUM, "flush_interval", "15 ms"},
+	{MEDIUM, "adaptive", "true"},
+	{LARGE, "flush_size", "857"},
+	{LARGE, "flush_interval", "10 ms"},
+	{LARGE, "adaptive", "true"},
+	{REALTIME, "flush_size", "10"},
+	{REALTIME, "flush_interval", "500 ms"},
+	{REALTIME, "notify_format", "groups"},
 	{PERIODIC, "flush_size", "1000"},
 	{PERIODIC, "flush_interval", "15 min"},
 };

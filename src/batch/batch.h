@@ -6,6 +6,7 @@
 #define BATCHER_BATCH_H
 
 #include "base/clock.h"
+#include "batch/pace.h"
 #include "catalog/catalog.h"
 #include "nodes/nodes.h"
 #include "utils/hsearch.h"
@@ -116,6 +117,7 @@ typedef struct BatcherLimits
 {
 	int			size;			/* rows at which a flush starts */
 	double		window;			/* ms, after which it starts */
+	double		longest;		/* ms, the longest window that there can be */
 	TimestampTz rows_at;		/* when more rows may leave, if none may now */
 } BatcherLimits;
 
@@ -138,6 +140,8 @@ typedef struct BatcherLaneView
 								 * holds back rows that are due, or what comes
 								 * may be due before the deadline */
 	BatcherLimits limits;		/* as of the last look */
+	BatcherPace pace;			/* of an adaptive queue; size 0: not begun */
+	uint64		enqueued_seen;	/* rows_enqueued, as of the last look */
 	uint64		asked_upto;		/* flush_upto, when the last batch was gathered */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
 	HTAB	   *retries;		/* see retry.c; NULL: none */
@@ -289,6 +293,9 @@ extern int	batcher_schedule_limits(BatcherLaneView *view, TimestampTz now,
 									int max_rows);
 extern bool batcher_schedule_take(BatcherLaneView *view, TimestampTz now,
 								  int nrows);
+extern void batcher_schedule_flushed(BatcherLaneView *view,
+									 const BatcherBatch *batch, bool failed,
+									 double ms);
 extern void batcher_schedule_give_back(BatcherLaneView *view, int nrows);
 
 /* flush.c */

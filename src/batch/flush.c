@@ -413,6 +413,9 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 	}
 	batcher_probation_end(view);
 	view->flush_ms = (batcher_clock_now() - t.started) / 1000.0;
+	if (result != FLUSH_AGAIN)
+		batcher_schedule_flushed(view, batch, result == FLUSH_FAILED,
+								 view->flush_ms);
 	flushing_view = NULL;
 	pg_atomic_write_u32(&lane->flushing, 0);
 	return result;

@@ -251,7 +251,7 @@ is_aged(const BatcherUnit *unit, TimestampTz now,
 		const BatcherLimits *limits)
 {
 	return batcher_clock_add_ms(unit->oldest_at,
-								AGED_WINDOWS * limits->window) <= now;
+								AGED_WINDOWS * limits->longest) <= now;
 }
 
 /* The unit that comes next, or NULL. */

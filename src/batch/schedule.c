@@ -6,6 +6,10 @@
  * known, and their state is kept where all can see it who need it.  The
  * worker.
  *
+ * Where the queue is adaptive, the size of batches and the window are those of
+ * its pace.  They are published for the views, and so that the next owner of
+ * the lane goes on from there.
+ *
  * The limit of rows a second is one of the whole queue: its token bucket is an
  * atomic in the queue's entry.  A look tells how many tokens there are, and
  * they are taken when a batch was gathered, if they are there still.  Rows
@@ -18,7 +22,6 @@
 
 #include "base/clock.h"
 #include "batch/batch.h"
-#include "batch/pace.h"
 
 #define RETRY_JITTER	0.2
 
@@ -91,6 +94,102 @@ limit_rate(BatcherLaneView *view, TimestampTz now, int max_rows)
 	return max_rows;
 }
 
+/* Why the size is what it is, in words. */
+static void
+describe_size(const BatcherPace *pace, char *text)
+{
+	char		change[64];
+
+	snprintf(change, sizeof(change), "%s from %d to %d",
+			 pace->size > pace->old_size ? "raised" : "lowered",
+			 pace->old_size, pace->size);
+	switch (pace->reason)
+	{
+		case BATCHER_PACE_START:
+			snprintf(text, BATCHER_REASON_MAX, "begun with %d", pace->size);
+			break;
+		case BATCHER_PACE_BACKLOG:
+			snprintf(text, BATCHER_REASON_MAX, "%s: %.0f more rows waited",
+					 change, pace->value);
+			break;
+		case BATCHER_PACE_LATENCY:
+			snprintf(text, BATCHER_REASON_MAX,
+					 "%s: flushes take longer than latency_target, the last took %.0f ms",
+					 change, pace->value);
+			break;
+		case BATCHER_PACE_ERRORS:
+			snprintf(text, BATCHER_REASON_MAX,
+					 "%s: more rows fail than error_target, of the last batch %.1f %%",
+					 change, pace->value * 100.0);
+			break;
+		case BATCHER_PACE_THROUGHPUT:
+			snprintf(text, BATCHER_REASON_MAX,
+					 "%s: throughput_target is missed, and %.0f rows/s are less than before",
+					 change, pace->value);
+			break;
+	}
+}
+
+/* Show a size that has changed. */
+static void
+publish_size(BatcherLaneView *view)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	char		text[BATCHER_REASON_MAX];
+
+	describe_size(&view->pace, text);
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	strlcpy(view->queue->size_reason, text, BATCHER_REASON_MAX);
+	LWLockRelease(&lane->lock);
+	pg_atomic_write_u32(&lane->current_size, view->pace.size);
+	ereport(DEBUG1,
+			(errmsg_internal("queue \"%s\": batch size %s",
+							 view->def->name, text)));
+}
+
+/*
+ * Bring the pace of an adaptive queue up to date: what its definition says,
+ * and what has come since the last look.
+ */
+static void
+adapt(BatcherLaneView *view, TimestampTz now)
+{
+	const BatcherOptions *options = &view->def->options;
+	BatcherSharedLane *lane = &view->queue->lane;
+	BatcherPace *pace = &view->pace;
+	uint64		enqueued = batcher_counter(view->queue, BATCHER_ROWS_ENQUEUED);
+	BatcherPaceBounds bounds = {
+		.min_size = options->min_batch_size,
+		.max_size = options->max_batch_size,
+		.start_size = options->flush_size,
+		.factor = options->adjust_factor,
+		.latency = options->latency_target,
+		.errors = options->error_target,
+		.throughput = options->throughput_target,
+		.window = options->flush_interval
+	};
+
+	if (!batcher_pace_keeps(pace, &bounds))
+	{
+		int			size = 0;	/* as the definition says */
+
+		if (pace->size == 0)	/* the last owner's, if there was one */
+			size = pg_atomic_read_u32(&lane->current_size);
+		else if (pace->bounds.start_size == bounds.start_size)
+			size = pace->size;
+		batcher_pace_start(pace, &bounds, size);
+		if (pace->size != size)
+			publish_size(view);
+	}
+	/* the counter may have been reset */
+	batcher_pace_arrived(pace, now, enqueued < view->enqueued_seen ? enqueued :
+						 enqueued - view->enqueued_seen);
+	view->enqueued_seen = enqueued;
+	pg_atomic_write_u64(&lane->current_window, (uint64) (pace->window * 1000.0));
+	pg_atomic_write_u64(&lane->arrival_rate,
+						(uint64) (Max(pace->arrivals, 0) * 1000.0));
+}
+
 /*
  * Set view->limits, what the next batch of a lane has to keep to.  Returns how
  * many rows it may have, at most 'max_rows'; 0: none before limits.rows_at.
@@ -100,12 +199,56 @@ batcher_schedule_limits(BatcherLaneView *view, TimestampTz now, int max_rows)
 {
 	const BatcherOptions *options = &view->def->options;
 
-	view->limits.size = Min(options->flush_size, max_rows);
-	view->limits.window = options->flush_interval;
+	view->limits.size = options->flush_size;
+	view->limits.window = view->limits.longest = options->flush_interval;
 	view->limits.rows_at = BATCHER_NEVER;
+	if (options->adaptive)
+	{
+		adapt(view, now);
+		view->limits.size = view->pace.size;
+		view->limits.window = view->pace.window;
+		max_rows = Min(max_rows, view->pace.size);
+	}
+	else if (view->pace.size != 0)
+	{
+		memset(&view->pace, 0, sizeof(view->pace));
+		pg_atomic_write_u32(&view->queue->lane.current_size, 0);
+	}
+	view->limits.size = Min(view->limits.size, max_rows);
 	if (options->rate_limit > 0)
 		max_rows = limit_rate(view, now, max_rows);
 	return max_rows;
+}
+
+/*
+ * Learn from a flush that has ended: it has taken 'ms' milliseconds, and if
+ * it 'failed', no row has passed.  Retries of rows that failed tell nothing of
+ * the size of batches.
+ */
+void
+batcher_schedule_flushed(BatcherLaneView *view, const BatcherBatch *batch,
+						 bool failed, double ms)
+{
+	BatcherPaceFlush flush = {
+		.nrows = batch->nrows,
+		.nfailed = failed ? batch->nrows : 0,
+		.ms = ms,
+		.waiting = count_waiting(view)
+	};
+	int			i;
+
+	if (!view->def->options.adaptive ||
+		batch->reason == BATCHER_REASON_PURGE ||
+		batch->reason == BATCHER_REASON_RETRY)
+		return;
+	for (i = 0; !failed && i < batch->nrows; i++)
+	{
+		if (batch->rows[i].outcome == BATCHER_OUTCOME_FAILED ||
+			batch->rows[i].outcome == BATCHER_OUTCOME_DEAD)
+			flush.nfailed++;
+	}
+	if (batcher_pace_flushed(&view->pace, &flush))
+		publish_size(view);
 }
 
 /*

@@ -100,11 +100,15 @@ typedef struct QueueCopy
 	uint32		failures;
 	uint32		breaker;
 	uint32		flushing;
+	uint32		current_size;
+	uint64		current_window; /* us */
+	double		arrival_rate;	/* rows a second */
 	pid_t		worker_pid;		/* 0: nobody owns the lane */
 	uint64		counters[BATCHER_NUM_COUNTERS];
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_error[BATCHER_ERROR_MAX];
 	char		breaker_reason[BATCHER_ERROR_MAX];
+	char		size_reason[BATCHER_REASON_MAX];
 } QueueCopy;
 
 /* The process that owns a lane, or 0; the control lock is held. */
@@ -149,6 +153,15 @@ copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
 	copy->failures = pg_atomic_read_u32(&lane->failures);
 	copy->breaker = pg_atomic_read_u32(&lane->breaker);
 	copy->flushing = pg_atomic_read_u32(&lane->flushing);
+	if (copy->npending + copy->nspilled == 0)
+	{
+		/* who has settled the last row has yet to say so */
+		copy->oldest_at = 0;
+		copy->next_flush_at = 0;
+	}
+	copy->current_size = pg_atomic_read_u32(&lane->current_size);
+	copy->current_window = pg_atomic_read_u64(&lane->current_window);
+	copy->arrival_rate = pg_atomic_read_u64(&lane->arrival_rate) / 1000.0;
 	copy->worker_pid = lane_worker_pid(lane);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
 		copy->counters[i] = batcher_counter(queue, i);
@@ -158,6 +171,7 @@ copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
 	strlcpy(copy->last_error, queue->last_error, sizeof(copy->last_error));
 	strlcpy(copy->breaker_reason, queue->breaker_reason,
 			sizeof(copy->breaker_reason));
+	strlcpy(copy->size_reason, queue->size_reason, sizeof(copy->size_reason));
 	LWLockRelease(&lane->lock);
 }
 
@@ -297,7 +311,7 @@ enum
 	STATUS_PAUSE_REASON, STATUS_BREAKER_STATE, STATUS_BREAKER_REASON,
 	STATUS_CONSECUTIVE_FAILURES, STATUS_RETRY_AT,
 	STATUS_LAST_ERROR, STATUS_CURRENT_BATCH_SIZE, STATUS_CURRENT_WINDOW,
-	STATUS_LANES, STATUS_WORKER_PID, NUM_STATUS_COLS
+	STATUS_SIZE_REASON, STATUS_ARRIVAL_RATE, STATUS_LANES, STATUS_WORKER_PID, NUM_STATUS_COLS
 };
 
 /* The columns of batcher.status that are about the breaker. */
@@ -345,6 +359,27 @@ set_status_times(Datum *values, bool *nulls, const BatcherQueueDef *def,
 					 retry_at);
 }
 
+/*
+ * The columns of batcher.status that say how many rows are to be flushed after
+ * what time.  Where nobody has adapted that yet, it is as the options say.
+ */
+static void
+set_status_pace(Datum *values, bool *nulls, const BatcherQueueDef *def,
+				const QueueCopy *copy)
+{
+	bool		adapted = def->options.adaptive && copy->current_size != 0;
+	int64		window = (int64) rint(def->options.flush_interval * 1000.0);
+
+	values[STATUS_CURRENT_BATCH_SIZE] =
+		Int32GetDatum(adapted ? copy->current_size : def->options.flush_size);
+	values[STATUS_CURRENT_WINDOW] =
+		interval_datum(adapted ? (int64) copy->current_window : window);
+	batcher_set_text(&values[STATUS_SIZE_REASON], &nulls[STATUS_SIZE_REASON],
+					 adapted ? copy->size_reason : NULL);
+	values[STATUS_ARRIVAL_RATE] = Float8GetDatum(copy->arrival_rate);
+	nulls[STATUS_ARRIVAL_RATE] = !adapted;
+}
+
 PG_FUNCTION_INFO_V1(batcher_get_status);
 
 /*
@@ -382,10 +417,7 @@ batcher_get_status(PG_FUNCTION_ARGS)
 		set_status_breaker(values, nulls, &copy, sight);
 		batcher_set_text(&values[STATUS_LAST_ERROR], &nulls[STATUS_LAST_ERROR],
 						 visible_error(&copy, sight));
-		values[STATUS_CURRENT_BATCH_SIZE] =
-			Int32GetDatum(def->options.flush_size);
-		values[STATUS_CURRENT_WINDOW] =
-			interval_datum((int64) rint(def->options.flush_interval * 1000.0));
+		set_status_pace(values, nulls, def, &copy);
 		values[STATUS_LANES] = Int32GetDatum(1);
 		values[STATUS_WORKER_PID] = Int32GetDatum(copy.worker_pid);
 		nulls[STATUS_WORKER_PID] = copy.worker_pid == 0;

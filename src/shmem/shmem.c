@@ -343,6 +343,9 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u64(&lane->breaker_until, 0);
 	pg_atomic_init_u32(&lane->probation, BATCHER_PROBATION_UNKNOWN);
 	pg_atomic_init_u32(&lane->crashes, 0);
+	pg_atomic_init_u32(&lane->current_size, 0);
+	pg_atomic_init_u64(&lane->current_window, 0);
+	pg_atomic_init_u64(&lane->arrival_rate, 0);
 	pg_atomic_init_u32(&lane->unsent, 0);
 	pg_atomic_init_u32(&queue->paused, 0);
 	pg_atomic_init_u32(&queue->window, 0);

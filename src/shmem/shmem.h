@@ -134,6 +134,9 @@ typedef enum BatcherBreakerState
 /* The last error of a queue, as the views show it. */
 #define BATCHER_ERROR_MAX	256
 
+/* Why the batches of an adaptive queue have the size that they have. */
+#define BATCHER_REASON_MAX	128
+
 /*
  * The spill word of a lane, one atomic: whether rows of it are in the spool
  * and not in memory.
@@ -209,6 +212,10 @@ typedef struct BatcherSharedLane
 								 * BATCHER_PROBATION_UNKNOWN */
 	pg_atomic_uint32 crashes;	/* of the server, in a row, while the queue was
 								 * flushed */
+	pg_atomic_uint32 current_size;	/* of the batches of an adaptive queue, in
+									 * rows; 0: nobody has set it */
+	pg_atomic_uint64 current_window;	/* its window, in microseconds */
+	pg_atomic_uint64 arrival_rate;	/* its forecast, in rows in 1000 seconds */
 	pg_atomic_uint32 unsent;	/* messages of committed batches that are not
 								 * sent yet */
 } BatcherSharedLane;
@@ -224,7 +231,7 @@ typedef struct BatcherSharedFates
 /*
  * What all backends share about one queue.
  *
- * 'name', 'owner_role', 'identity', the last error and 'breaker_reason' are
+ * 'name', 'owner_role', 'identity', the last error and the reasons are
  * protected by lane.lock, as is 'fates'; the rest are atomics.
  */
 typedef struct BatcherSharedQueue
@@ -250,6 +257,7 @@ typedef struct BatcherSharedQueue
 	char		last_sqlstate[6];
 	char		last_error[BATCHER_ERROR_MAX];
 	char		breaker_reason[BATCHER_ERROR_MAX];	/* why it opened last */
+	char		size_reason[BATCHER_REASON_MAX];	/* see lane.current_size */
 } BatcherSharedQueue;
 
 typedef enum BatcherWorkerState

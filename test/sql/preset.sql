@@ -1,5 +1,6 @@
 -- Presets: named sets of values, which give way to what is given.
--- M4.3 (presets for production, development and test), M5.8 (small load),
+-- M4.3 (presets for production, development and test), M5.8 (small, medium and
+-- large load), M3.1 (500 ms or 10 events, grouped)
 -- M1.3 and M1.7 (every fifteen minutes or 1,000 rows; changed at run time)
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
@@ -22,7 +23,7 @@ BEGIN
     RETURN result;
 END $$;
 SELECT p AS preset, pr_set_by_preset(p)
-    FROM unnest('{production,development,test,small,periodic}'::text[]) AS p;
+    FROM unnest('{production,development,test,small,medium,large,realtime,periodic}'::text[]) AS p;
 
 -- A name that no preset has.
 SELECT batch_create_queue('pr', options => '{"preset": "huge"}');
