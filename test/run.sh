@@ -268,7 +268,7 @@ for part; do
 	esac
 done
 
-ensure_packages libipc-run-perl clang
+ensure_packages libipc-run-perl clang python3 python3-psycopg
 prepare_work
 prepare_postgres
 for part; do
