@@ -18,11 +18,11 @@
 
 /*
  * Averages move by a quarter towards what is new, and that counts as at most
- * three times what is wanted.  So a single outlier, however large, takes an
- * average that was good by half to the limit and not beyond.
+ * twice what is wanted.  So a single outlier, however large, does not take an
+ * average beyond what is wanted that was at two thirds of it.
  */
 #define AVERAGE_WEIGHT	0.25
-#define OUTLIER			3.0
+#define OUTLIER			2.0
 
 /* The size grows only while so much of the errors wanted at most is used. */
 #define FEW_ERRORS		0.5

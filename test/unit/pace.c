@@ -329,8 +329,8 @@ test_spikes(void)
 	run(&s, 15000);
 	before = extreme_size(4, 5, true);
 	check(in_bounds, "spikes: size and window keep to their bounds");
-	check(extreme_size(5, 30, false) >= before * 0.79,
-		  "spikes: a flush that takes long by chance hardly counts");
+	check(extreme_size(5, 30, false) >= before,
+		  "spikes: a flush that takes long by chance does not count");
 }
 
 /* From the 10th to the 20th second each row takes ten times as long. */
