@@ -33,7 +33,11 @@ CREATE TABLE batcher.queue_definition (
     pause_reason text,
     database oid NOT NULL,
     created_at timestamptz NOT NULL,
-    notify_search_path text
+    notify_search_path text,
+    target oid,
+    target_name text COLLATE "C",
+    row_type oid,
+    row_type_name text COLLATE "C"
 );
 COMMENT ON TABLE batcher.queue_definition IS
 'the queues; change them by the functions batch_*_queue only';
@@ -122,16 +126,29 @@ COMMENT ON TABLE batcher.dead_row IS
 
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.number', '');
--- A role is restored by its name, so a dump has to carry the name of today,
--- which the tables do not: ALTER ROLE tells us nothing.  What follows the name
--- of the table in the query of pg_dump is ours; a column of this join takes the
--- place of the stored name.  Of an owner that is gone nobody is to be found
--- again; its grants are left out.
+-- A role, a relation and a type are restored by their names, so a dump has to
+-- carry the names of today, which the tables do not: ALTER ROLE tells us
+-- nothing.  What follows the name of the table in the query of pg_dump is ours;
+-- a column of this join takes the place of the stored name.  Of an owner that
+-- is gone nobody is to be found again; its grants are left out.
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_definition',
-    'AS d (id, name, owner, stored_name)
-     CROSS JOIN LATERAL (SELECT CASE WHEN d.owner OPERATOR(pg_catalog.=) 0
-         THEN d.stored_name
-         ELSE pg_catalog.pg_get_userbyid(d.owner) END) AS r (owner_name)');
+    'AS d (id, name, owner, stored_name, flush_sql, search_path, options,
+           paused, pause_reason, database, created_at, notify_search_path,
+           target, stored_target, row_type, stored_row_type)
+     CROSS JOIN LATERAL (SELECT
+         CASE WHEN d.owner OPERATOR(pg_catalog.=) 0 THEN d.stored_name
+              ELSE pg_catalog.pg_get_userbyid(d.owner) END,
+         COALESCE((SELECT pg_catalog.format(''%I.%I'', n.nspname, c.relname)
+                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+                       ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                   WHERE c.oid OPERATOR(pg_catalog.=) d.target),
+                  d.stored_target),
+         COALESCE((SELECT pg_catalog.format(''%I.%I'', n.nspname, t.typname)
+                   FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n
+                       ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
+                   WHERE t.oid OPERATOR(pg_catalog.=) d.row_type),
+                  d.stored_row_type))
+         AS r (owner_name, target_name, row_type_name)');
 SELECT pg_catalog.pg_extension_config_dump('batcher.queue_grant',
     'AS g (queue_id, role, stored_name)
      CROSS JOIN LATERAL (SELECT g.stored_name
@@ -300,6 +317,27 @@ COMMENT ON FUNCTION
     batch_enqueue_many(text, jsonb[], text[], text[], integer, boolean) IS
 'put many rows into a queue, with the transaction, and return how many';
 
+CREATE FUNCTION batch_enqueue_row(
+    queue text,
+    value record,
+    key text DEFAULT NULL,
+    topic text DEFAULT NULL,
+    priority integer DEFAULT 0,
+    immediate boolean DEFAULT false)
+RETURNS bigint
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_enqueue_row';
+COMMENT ON FUNCTION
+    batch_enqueue_row(text, record, text, text, integer, boolean) IS
+'put a composite value into a typed queue, and return its ticket';
+
+CREATE FUNCTION batch_enqueue_trigger()
+RETURNS trigger
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'batcher_enqueue_trigger';
+COMMENT ON FUNCTION batch_enqueue_trigger() IS
+'trigger: put each changed row of a table into a queue';
+
 CREATE FUNCTION batch_flush(
     queue text DEFAULT NULL,
     timeout interval DEFAULT '30 s')
@@ -355,7 +393,7 @@ COMMENT ON FUNCTION batch_reset_stats(text) IS
 
 CREATE FUNCTION batcher.get_queue(
     OUT queue text, OUT owner text, OUT grants jsonb, OUT flush_sql text,
-    OUT search_path text, OUT options jsonb, OUT paused boolean,
+    OUT target text, OUT row_type text, OUT search_path text, OUT options jsonb, OUT paused boolean,
     OUT pause_reason text, OUT created_at timestamptz)
 RETURNS SETOF record
 LANGUAGE C STABLE STRICT PARALLEL RESTRICTED

@@ -46,6 +46,13 @@ static const BatcherOptionEnum when_full_values[] = {
 	{NULL, 0}
 };
 
+static const BatcherOptionEnum on_conflict_values[] = {
+	{"error", BATCHER_CONFLICT_ERROR},
+	{"nothing", BATCHER_CONFLICT_NOTHING},
+	{"update", BATCHER_CONFLICT_UPDATE},
+	{NULL, 0}
+};
+
 static const BatcherOptionEnum notify_format_values[] = {
 	{"none", BATCHER_NOTIFY_NONE},
 	{"summary", BATCHER_NOTIFY_SUMMARY},
@@ -130,6 +137,9 @@ const BatcherOption batcher_options[] = {
 	{OPTION(rate_limit, BATCHER_OPTION_NUMBER),
 		NULL, false, 0.001, MAX_ROWS, NULL, NULL,
 	"the most rows that are flushed in a second"},
+	{OPTION(on_conflict, BATCHER_OPTION_ENUM),
+		"error", false, 0, 0, on_conflict_values, NULL,
+	"what an insert into the target does with a row that is there: \"error\", \"nothing\" or \"update\""},
 	{OPTION(notify_channel, BATCHER_OPTION_TEXT),
 		NULL, false, 1, MAX_CHANNEL, NULL, check_channel,
 	"channel of the messages; \"{queue}\", \"{topic}\" and \"{key}\" in it are replaced"},
@@ -417,6 +427,7 @@ set_member(BatcherOptions *options, const BatcherOption *option,
 	char	   *member = (char *) options + option->offset;
 
 	StaticAssertStmt(sizeof(BatcherWhenFull) == sizeof(int) &&
+					 sizeof(BatcherOnConflict) == sizeof(int) &&
 					 sizeof(BatcherNotifyFormat) == sizeof(int) &&
 					 sizeof(BatcherNotifyEncoding) == sizeof(int),
 					 "enums are set as integers");

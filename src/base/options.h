@@ -39,6 +39,13 @@ typedef enum BatcherNotifyEncoding
 	BATCHER_ENCODING_ZLIB
 } BatcherNotifyEncoding;
 
+typedef enum BatcherOnConflict
+{
+	BATCHER_CONFLICT_ERROR,
+	BATCHER_CONFLICT_NOTHING,
+	BATCHER_CONFLICT_UPDATE
+} BatcherOnConflict;
+
 /*
  * The effective options of one queue.  What was given is stored as jsonb with
  * the definition; this is that, checked, with values of the preset, server
@@ -68,6 +75,7 @@ typedef struct BatcherOptions
 	int64		memory_limit;	/* bytes, 0: only the server's */
 	BatcherWhenFull when_full;	/* never BATCHER_FULL_DEFAULT */
 	double		rate_limit;		/* rows a second, 0: none */
+	BatcherOnConflict on_conflict;	/* of inserts into the target */
 	char	   *notify_channel; /* NULL: none */
 	BatcherNotifyFormat notify_format;
 	char	   *notify_group_by;

@@ -7,7 +7,8 @@
 
 #include "base/clock.h"
 #include "batch/pace.h"
-#include "catalog/catalog.h"
+#include "catalog/row_type.h"
+#include "nodes/bitmapset.h"
 #include "nodes/nodes.h"
 #include "utils/hsearch.h"
 #include "utils/tuplestore.h"
@@ -234,6 +235,32 @@ extern void batcher_settle_at_commit(BatcherLaneView *view,
 									 BatcherBatch *batch, Relation spool);
 extern void batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch);
 extern void batcher_settle_resync(BatcherLaneView *view, Relation spool);
+
+/* relation.c */
+extern TupleDesc batcher_relation_desc(const BatcherRowType *row_type);
+extern Tuplestorestate *batcher_relation_store(BatcherBatch *batch,
+											   TupleDesc desc,
+											   BatcherRowType *row_type,
+											   List *rows);
+
+/* insert.c */
+
+/* Rows of a batch that one statement inserts into the target. */
+typedef struct BatcherInsertStep
+{
+	Bitmapset  *columns;		/* that they name, as indexes */
+	List	   *rows;			/* as indexes, in their order */
+} BatcherInsertStep;
+
+extern List *batcher_insert_steps(const BatcherQueueDef *def,
+								  BatcherRowType *row_type,
+								  BatcherBatch *batch);
+extern Bitmapset *batcher_insert_all_columns(const BatcherQueueDef *def,
+											 const BatcherRowType *row_type);
+extern char *batcher_insert_sql(const BatcherQueueDef *def,
+								const char *target_name,
+								const BatcherRowType *row_type,
+								const Bitmapset *columns);
 
 /* executor.c */
 extern void batcher_executor_check(const BatcherQueueDef *def);

@@ -379,7 +379,7 @@ settle(BatcherLaneView *view, BatcherBatch *batch)
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, from_memory);
 	(void) pg_atomic_fetch_sub_u64(&lane->nspilled, from_spool);
 	batcher_readback_count_settled(view, from_spool);
-	if (view->def->flush_sql)
+	if (batcher_definition_executes(view->def))
 		(void) pg_atomic_fetch_add_u32(&lane->unsent, batcher_message_made());
 	count_outcomes(view->queue, batch);
 }

@@ -10,8 +10,12 @@
  *
  * A saved plan over such a relation is never made anew because the relation
  * changed, nor estimated again by its size; so the plans are ours to keep: one
- * for each class of sizes, thrown away when the definition changes.  They are
- * prepared as the owner, because planning executes immutable functions.
+ * for each class of sizes, thrown away when the definition, the type of the
+ * rows or the target changes.  They are prepared as the owner, because planning
+ * executes immutable functions.
+ *
+ * A queue with a target has a statement for each set of columns that rows name
+ * (insert.c); "batch" has the rows of one after the other.
  *
  * A flush that goes on ten seconds after its timeout, because its code catches
  * the cancel, ends with its process.  The worker; the check, clients.
@@ -26,7 +30,6 @@
 #include "batch/batch.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
 #include "executor/tstoreReceiver.h"
@@ -42,16 +45,26 @@
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
-#include "utils/tuplestore.h"
 
 #define WHAT			"flush statement"
 #define SIZE_CLASSES	4
+#define MAX_STATEMENTS	64		/* whose plans are kept */
 #define OVERTIME		10000	/* ms after flush_timeout */
 #define STATEMENT_MAX	(16 * 1024 * 1024)	/* bytes */
 
+/* The plans of a statement. */
+typedef struct Statement
+{
+	Bitmapset  *columns;		/* that it inserts, of a target's */
+	SPIPlanPtr	plans[SIZE_CLASSES];
+} Statement;
+
 struct BatcherExecutor
 {
-	SPIPlanPtr	plans[SIZE_CLASSES];
+	MemoryContext cxt;			/* of this */
+	BatcherRowType *row_type;	/* NULL: the rows are not typed */
+	char	   *target_name;	/* in the statements; NULL: no target */
+	List	   *statements;
 };
 
 /* Where the statement is; whoever catches an error resets it. */
@@ -68,70 +81,12 @@ typedef struct Identity
 	int			guc_level;
 } Identity;
 
-/* The columns of the relation "batch". */
-static TupleDesc
-batch_desc(void)
-{
-	TupleDesc	desc = CreateTemplateTupleDesc(9);
-
-	TupleDescInitEntry(desc, 1, "payload", JSONBOID, -1, 0);
-	TupleDescInitEntry(desc, 2, "batch_pos", INT4OID, -1, 0);
-	TupleDescInitEntry(desc, 3, "batch_ticket", INT8OID, -1, 0);
-	TupleDescInitEntry(desc, 4, "batch_key", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, 5, "batch_topic", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, 6, "batch_priority", INT4OID, -1, 0);
-	TupleDescInitEntry(desc, 7, "batch_attempts", INT4OID, -1, 0);
-	TupleDescInitEntry(desc, 8, "batch_enqueued_at", TIMESTAMPTZOID, -1, 0);
-	TupleDescInitEntry(desc, 9, "batch_enqueued_by", TEXTOID, -1, 0);
-	return desc;
-}
-
-/* The rows of a batch as a tuplestore. */
-static Tuplestorestate *
-store_batch(BatcherBatch *batch, TupleDesc desc)
-{
-	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
-	Datum		values[9];
-	bool		nulls[9];
-	text	   *by = NULL;
-	int			i;
-
-	for (i = 0; i < batch->nrows; i++)
-	{
-		BatcherChunk *chunk = batch->rows[i].chunk;
-		BatcherRowParts parts;
-
-		if (i == 0 || batch->rows[i - 1].chunk != chunk)
-		{
-			const char *name = batcher_spool_enqueuer(chunk);
-
-			by = name ? cstring_to_text(name) : NULL;
-		}
-		batcher_row_read(chunk, batch->rows[i].row, &parts);
-		memset(nulls, false, sizeof(nulls));
-		values[0] = PointerGetDatum(parts.payload);
-		values[1] = Int32GetDatum(i + 1);
-		values[2] = Int64GetDatum(parts.ticket);
-		values[3] = PointerGetDatum(parts.key);
-		nulls[3] = parts.key == NULL;
-		values[4] = PointerGetDatum(parts.topic);
-		nulls[4] = parts.topic == NULL;
-		values[5] = Int32GetDatum(parts.priority);
-		values[6] = Int32GetDatum(parts.attempts);
-		values[7] = TimestampTzGetDatum(chunk->enqueued_at);
-		values[8] = PointerGetDatum(by);
-		nulls[8] = by == NULL;
-		tuplestore_putvalues(store, desc, values, nulls);
-	}
-	return store;
-}
-
 /*
  * Make the relation "batch" known to SPI.  Right after SPI_connect, because
- * what is made here must live until SPI_finish.
+ * what is made here must live until SPI_finish.  Its rows come later.
  */
-static void
-register_batch(TupleDesc desc, Tuplestorestate *store, int nrows)
+static EphemeralNamedRelation
+register_batch(TupleDesc desc, int nrows)
 {
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
 	int			result;
@@ -141,11 +96,11 @@ register_batch(TupleDesc desc, Tuplestorestate *store, int nrows)
 	enr->md.tupdesc = desc;
 	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
 	enr->md.enrtuples = nrows;
-	enr->reldata = store;
 	result = SPI_register_relation(enr);
 	if (result != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register the relation \"batch\": %s",
 			 SPI_result_code_string(result));
+	return enr;
 }
 
 /* Become the owner, with the saved search_path. */
@@ -232,6 +187,12 @@ check_error_context(void *arg)
 	const BatcherQueueDef *def = arg;
 	int			position = geterrposition();
 
+	if (def->flush_sql == NULL)
+	{
+		if (def->target_name)
+			errcontext("insert of queue \"%s\" into its target", def->name);
+		return;
+	}
 	if (position > 0)
 	{
 		errposition(0);
@@ -260,21 +221,54 @@ batcher_executor_refuse_temporary(struct _SPI_plan *plan, const char *what)
 	}
 }
 
-/* Plan the statement of a definition; the columns that it returns, or NULL. */
-static TupleDesc
-check_statement(const BatcherQueueDef *def)
+/*
+ * What the rows of a typed queue are now.  The target is locked, so that it
+ * stays what it is until the end of the transaction; its name goes into
+ * 'target_name'.  'known' as in batcher_row_type_refresh.  Errors: 42P01,
+ * 42704.
+ */
+static BatcherRowType *
+look_at_types(const BatcherQueueDef *def, BatcherRowType *known,
+			  char **target_name)
 {
-	ErrorContextCallback context;
+	BatcherRowType *row_type;
+
+	*target_name = NULL;
+	if (!batcher_definition_typed(def))
+		return NULL;
+	if (def->target_name)
+	{
+		if (OidIsValid(def->target))
+			LockRelationOid(def->target, RowExclusiveLock);
+		*target_name = batcher_named_relation(def->target);
+		if (*target_name == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_TABLE),
+					 errmsg("target %s of queue \"%s\" does not exist",
+							def->target_name, def->name),
+					 errhint("Use batch_alter_queue to give it another one.")));
+	}
+	row_type = batcher_row_type_refresh(known, batcher_named_row_type(def),
+										def->target_name ? def->target :
+										InvalidOid, false);
+	if (row_type == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("row type %s of queue \"%s\" does not exist",
+						def->row_type_name, def->name),
+				 errhint("Use batch_alter_queue to give it another one.")));
+	return row_type;
+}
+
+/* Plan a statement of a queue; the columns that it returns, or NULL. */
+static TupleDesc
+check_statement(const char *sql)
+{
 	CachedPlanSource *source;
 	CachedPlan *cached;
 	SPIPlanPtr	plan;
 
-	context.callback = check_error_context;
-	context.arg = unconstify(BatcherQueueDef *, def);
-	context.previous = error_context_stack;
-	error_context_stack = &context;
-	check_statement_kind(def->flush_sql);
-	plan = SPI_prepare(def->flush_sql, 0, NULL);
+	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare the statement: %s",
 			 SPI_result_code_string(SPI_result));
@@ -282,32 +276,52 @@ check_statement(const BatcherQueueDef *def)
 	cached = SPI_plan_get_cached_plan(plan);
 	if (cached)
 		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
-	error_context_stack = context.previous;
 	source = linitial(SPI_plan_get_plan_sources(plan));
 	return source->resultDesc;
 }
 
 /*
- * Check the SQL of a definition by planning it as the owner; raises the error
- * that it has.
+ * Check the SQL of a definition by planning it as the owner, and the type of
+ * its rows; raises the error that there is.
  */
 void
 batcher_executor_check(const BatcherQueueDef *def)
 {
+	const char *sql = def->flush_sql;
 	TupleDesc	result_desc = NULL;
+	ErrorContextCallback context;
+	BatcherRowType *row_type;
+	char	   *target_name;
 	Identity	before;
+	TupleDesc	desc;
 
-	if (def->flush_sql == NULL && def->options.notify_sql == NULL)
-		return;
-	SPI_connect();
-	register_batch(batch_desc(), NULL, 1);
-	assume_identity(def, &before);
-	if (def->flush_sql)
-		result_desc = check_statement(def);
-	if (def->options.notify_sql)
-		batcher_notify_sql_check(def, result_desc);
-	restore_identity(&before);
-	SPI_finish();
+	context.callback = check_error_context;
+	context.arg = unconstify(BatcherQueueDef *, def);
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+	if (sql)
+		check_statement_kind(sql);
+	row_type = look_at_types(def, NULL, &target_name);
+	if (row_type)				/* whatever fails */
+		MemoryContextSetParent(row_type->cxt, CurrentMemoryContext);
+	desc = batcher_relation_desc(row_type);
+	if (target_name)
+		sql = batcher_insert_sql(def, target_name, row_type,
+								 batcher_insert_all_columns(def, row_type));
+	if (sql || def->options.notify_sql)
+	{
+		SPI_connect();
+		(void) register_batch(desc, 1);
+		assume_identity(def, &before);
+		if (sql)
+			result_desc = check_statement(sql);
+		error_context_stack = context.previous;
+		if (def->options.notify_sql)
+			batcher_notify_sql_check(def, result_desc);
+		restore_identity(&before);
+		SPI_finish();
+	}
+	error_context_stack = context.previous;
 }
 
 /* 0 for a few rows, then a class for each factor of 16. */
@@ -324,26 +338,111 @@ size_class(int nrows)
 	return class;
 }
 
+static void
+drop_statements(BatcherExecutor *executor)
+{
+	ListCell   *lc;
+	int			i;
+
+	foreach(lc, executor->statements)
+	{
+		Statement  *statement = lfirst(lc);
+
+		for (i = 0; i < SIZE_CLASSES; i++)
+		{
+			if (statement->plans[i])
+				(void) SPI_freeplan(statement->plans[i]);
+		}
+		bms_free(statement->columns);
+	}
+	list_free_deep(executor->statements);
+	executor->statements = NIL;
+}
+
+/* The lane's executor, whose plans are of the types and target of today. */
+static BatcherExecutor *
+get_executor(BatcherLaneView *view)
+{
+	BatcherExecutor *executor = view->executor;
+	BatcherRowType *known;
+	char	   *target_name;
+
+	if (executor == NULL)
+	{
+		MemoryContext cxt = AllocSetContextCreate(TopMemoryContext,
+												  "batcher executor",
+												  ALLOCSET_SMALL_SIZES);
+
+		executor = MemoryContextAllocZero(cxt, sizeof(BatcherExecutor));
+		executor->cxt = cxt;
+		view->executor = executor;
+	}
+	known = executor->row_type;
+	executor->row_type = NULL;	/* it may be freed, and what follows fail */
+	executor->row_type = look_at_types(view->def, known, &target_name);
+	if (executor->row_type != known ||
+		(target_name && executor->target_name &&
+		 strcmp(target_name, executor->target_name) != 0))
+	{
+		drop_statements(executor);
+		batcher_notify_sql_reset(view);
+	}
+	if (target_name && executor->statements == NIL)
+	{
+		if (executor->target_name)
+			pfree(executor->target_name);
+		executor->target_name = MemoryContextStrdup(executor->cxt, target_name);
+	}
+	return executor;
+}
+
+/* The statement that inserts these columns, or, of no target, the only one. */
+static Statement *
+get_statement(BatcherExecutor *executor, const Bitmapset *columns)
+{
+	MemoryContext old;
+	Statement  *statement;
+	ListCell   *lc;
+
+	foreach(lc, executor->statements)
+	{
+		statement = lfirst(lc);
+		if (bms_equal(statement->columns, columns))
+			return statement;
+	}
+	if (list_length(executor->statements) >= MAX_STATEMENTS)
+		drop_statements(executor);
+	old = MemoryContextSwitchTo(executor->cxt);
+	statement = palloc0(sizeof(Statement));
+	statement->columns = bms_copy(columns);
+	executor->statements = lappend(executor->statements, statement);
+	MemoryContextSwitchTo(old);
+	return statement;
+}
+
 /* The plan for a batch of this size, prepared if need be. */
 static SPIPlanPtr
-get_plan(BatcherLaneView *view, int nrows)
+get_plan(BatcherLaneView *view, const Bitmapset *columns, int nrows)
 {
+	const BatcherQueueDef *def = view->def;
+	Statement  *statement = get_statement(view->executor, columns);
 	int			class = size_class(nrows);
 	SPIPlanPtr	plan;
 
-	if (view->executor == NULL)
-		view->executor = MemoryContextAllocZero(TopMemoryContext,
-												sizeof(BatcherExecutor));
-	plan = view->executor->plans[class];
+	plan = statement->plans[class];
 	if (plan == NULL)
 	{
-		plan = SPI_prepare(view->def->flush_sql, 0, NULL);
+		plan = SPI_prepare(def->flush_sql ? def->flush_sql :
+						   batcher_insert_sql(def, view->executor->target_name,
+											  view->executor->row_type,
+											  columns),
+						   0, NULL);
 		if (plan == NULL)
 			elog(ERROR, "could not prepare the statement: %s",
 				 SPI_result_code_string(SPI_result));
 		if (SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not keep the prepared statement");
-		view->executor->plans[class] = plan;
+		statement->plans[class] = plan;
 	}
 	return plan;
 }
@@ -355,18 +454,15 @@ get_plan(BatcherLaneView *view, int nrows)
 void
 batcher_executor_reset(BatcherLaneView *view)
 {
-	int			i;
+	BatcherExecutor *executor = view->executor;
 
 	batcher_notify_sql_reset(view);
-	if (view->executor == NULL)
+	if (executor == NULL)
 		return;
-	for (i = 0; i < SIZE_CLASSES; i++)
-	{
-		if (view->executor->plans[i])
-			(void) SPI_freeplan(view->executor->plans[i]);
-	}
-	pfree(view->executor);
 	view->executor = NULL;
+	drop_statements(executor);
+	batcher_row_type_free(executor->row_type);
+	MemoryContextDelete(executor->cxt);
 }
 
 /* The flush has had its time and ten seconds more. */
@@ -410,11 +506,32 @@ batcher_executor_forget_session(void)
 }
 
 /*
- * Execute the statement.  What it returns goes into 'result', unless that is
- * NULL; returns the columns of that, or NULL if it returns nothing.
+ * Let the relation "batch" have the rows that are listed, or all if 'rows' is
+ * NIL.  The caller ends what is returned: a temporary file would count as
+ * leaked.
+ */
+static Tuplestorestate *
+fill_batch(BatcherLaneView *view, BatcherBatch *batch,
+		   EphemeralNamedRelation enr, List *rows)
+{
+	Tuplestorestate *store;
+
+	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
+	store = batcher_relation_store(batch, enr->md.tupdesc,
+								   view->executor->row_type, rows);
+	enr->md.enrtuples = rows ? list_length(rows) : batch->nrows;
+	enr->reldata = store;
+	return store;
+}
+
+/*
+ * Execute the statement that inserts these columns, or the queue's own.  What
+ * it returns goes into 'result', unless that is NULL; returns the columns of
+ * that, or NULL if it returns nothing.
  */
 static TupleDesc
-execute_statement(BatcherLaneView *view, int nrows, Tuplestorestate *result)
+execute_statement(BatcherLaneView *view, const Bitmapset *columns, int nrows,
+				  Tuplestorestate *result)
 {
 	SPIExecuteOptions options;
 	CachedPlanSource *source;
@@ -422,7 +539,7 @@ execute_statement(BatcherLaneView *view, int nrows, Tuplestorestate *result)
 	int			code;
 
 	batcher_executor_phase = BATCHER_PHASE_PREPARING;
-	plan = get_plan(view, nrows);
+	plan = get_plan(view, columns, nrows);
 	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
 	batcher_debug_point("executing");
 	memset(&options, 0, sizeof(options));
@@ -444,6 +561,25 @@ execute_statement(BatcherLaneView *view, int nrows, Tuplestorestate *result)
 	return source->resultDesc;
 }
 
+/* Insert the rows of a batch into the target. */
+static void
+insert_rows(BatcherLaneView *view, BatcherBatch *batch,
+			EphemeralNamedRelation enr)
+{
+	ListCell   *lc;
+
+	batcher_executor_phase = BATCHER_PHASE_EXECUTING;
+	foreach(lc, batcher_insert_steps(view->def, view->executor->row_type, batch))
+	{
+		BatcherInsertStep *step = lfirst(lc);
+		Tuplestorestate *store = fill_batch(view, batch, enr, step->rows);
+
+		(void) execute_statement(view, step->columns, list_length(step->rows),
+								 NULL);
+		tuplestore_end(store);
+	}
+}
+
 /*
  * Execute the statement over the rows of a batch, and what makes messages of
  * them, in the transaction of the flush, for at most 'timeout' milliseconds.
@@ -458,23 +594,29 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 	int			ms = (int) Min(Max(timeout, 1), INT_MAX / 2);
 	Tuplestorestate *result = NULL;
 	TupleDesc	result_desc = NULL;
-	Tuplestorestate *store;
-	TupleDesc	desc;
+	Tuplestorestate *store = NULL;
+	BatcherExecutor *executor;
+	EphemeralNamedRelation enr;
 	Identity	before;
 
 	SPI_connect();
-	desc = batch_desc();
-	store = store_batch(batch, desc);
-	register_batch(desc, store, batch->nrows);
 	assume_identity(def, &before);
 	enable_timeout_after(STATEMENT_TIMEOUT, ms);
 	enable_timeout_after(overtime_timeout, ms + OVERTIME);
 	batcher_debug_point("statement");
 
+	batcher_executor_phase = BATCHER_PHASE_PREPARING;
+	executor = get_executor(view);
+	enr = register_batch(batcher_relation_desc(executor->row_type),
+						 batch->nrows);
+	if (def->target_name)
+		insert_rows(view, batch, enr);
+	if (def->flush_sql || def->options.notify_sql)
+		store = fill_batch(view, batch, enr, NIL);
 	if (def->flush_sql && def->options.notify_sql)
 		result = tuplestore_begin_heap(false, false, work_mem);
 	if (def->flush_sql)
-		result_desc = execute_statement(view, batch->nrows, result);
+		result_desc = execute_statement(view, NULL, batch->nrows, result);
 	if (def->options.notify_sql)
 		batcher_notify_sql_run(view, size_class(batch->nrows), result,
 							   result_desc);
@@ -483,7 +625,8 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 	disable_timeout(overtime_timeout, false);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	restore_identity(&before);
-	tuplestore_end(store);		/* a temporary file would count as leaked */
+	if (store)
+		tuplestore_end(store);	/* a temporary file would count as leaked */
 	if (result)
 		tuplestore_end(result);
 	SPI_finish();

@@ -69,7 +69,7 @@ make_constraints_immediate(void)
 static bool
 executes(const BatcherQueueDef *def)
 {
-	return def->flush_sql != NULL || def->options.notify_sql != NULL;
+	return batcher_definition_executes(def) || def->options.notify_sql != NULL;
 }
 
 /* What a claimed batch is for; false if the transaction is to be given up. */
@@ -205,7 +205,7 @@ finish_batch(Try *t)
 	if (t->iso)
 		batcher_isolation_finish(t->iso, true);
 	batcher_settle_tidy(view, batch);
-	if (view->def->flush_sql)
+	if (batcher_definition_executes(view->def))
 		batcher_message_keep();
 }
 
@@ -251,19 +251,21 @@ try_batch(Try *t)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	const BatcherQueueDef *def = t->view->def;
-	const char *sql = def->flush_sql ? def->flush_sql : def->options.notify_sql;
 	volatile FlushResult result = FLUSH_DONE;
 	ErrorContextCallback context;
 
 	context.callback = flush_error_context;
-	context.arg = t->view->def->name;
+	context.arg = def->name;
 	context.previous = error_context_stack;
 	t->view->report(t->view->queue, t->batch->nrows);
 	PG_TRY();
 	{
 		error_context_stack = &context;
 		SetCurrentStatementStartTimestamp();
-		pgstat_report_activity(STATE_RUNNING, sql ? sql :
+		pgstat_report_activity(STATE_RUNNING,
+							   def->flush_sql ? def->flush_sql :
+							   def->target_name ? "batcher: inserting into a target" :
+							   def->options.notify_sql ? def->options.notify_sql :
 							   "batcher: sending messages");
 		StartTransactionCommand();
 		result = run_batch(t);

@@ -307,7 +307,7 @@ batcher_message_complete(BatcherLaneView *view, BatcherBatch *batch)
 		return;
 	dlist_container(Message, node, dlist_head_node(&made.list))->saved =
 		Max(batch->nflushed - made.n, 0);
-	if (view->def->flush_sql == NULL)
+	if (!batcher_definition_executes(view->def))
 		notify_all(&made.list, false);
 }
 

@@ -49,8 +49,14 @@ typedef struct BatcherQueueDef
 	Oid			owner;			/* role; InvalidOid: gone, or restored */
 	Oid			gone_owner;		/* the role that owner was; InvalidOid: none */
 	char	   *owner_name;		/* of today; else as stored */
-	char	   *flush_sql;		/* NULL: rows are only announced */
-	char	   *search_path;	/* for flush_sql */
+	char	   *flush_sql;		/* NULL: none */
+	Oid			target;			/* relation; if target_name is not NULL,
+								 * InvalidOid: restored */
+	char	   *target_name;	/* of today, qualified; else as stored; NULL:
+								 * none */
+	Oid			row_type;		/* the same of the type */
+	char	   *row_type_name;
+	char	   *search_path;	/* for the statement */
 	char	   *notify_search_path; /* for notify_sql; NULL: none */
 	Jsonb	   *given;			/* the options that were given */
 	BatcherOptions options;		/* the effective ones */
@@ -81,6 +87,16 @@ typedef struct BatcherGrant
 	BatcherPrivilege privilege;
 } BatcherGrant;
 
+/*
+ * Does a flush execute a statement?  If not, rows are only announced.
+ */
+#define batcher_definition_executes(def) \
+	((def)->flush_sql != NULL || (def)->target_name != NULL)
+
+/* Are its rows those of a composite type, which may be gone? */
+#define batcher_definition_typed(def) \
+	((def)->row_type_name != NULL || (def)->target_name != NULL)
+
 /* extension.c */
 extern const BatcherCatalog *batcher_catalog_find(bool missing_ok);
 extern void batcher_catalog_check_columns(TupleDesc desc, int known);
@@ -108,6 +124,12 @@ extern void batcher_definition_publish(const BatcherQueueDef *def,
 extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
 extern void batcher_definition_lock_name(const char *name);
 extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
+
+/* named.c */
+extern char *batcher_named_relation(Oid relation);
+extern char *batcher_named_type(Oid type);
+extern bool batcher_named_resolve(BatcherQueueDef *def, int elevel);
+extern Oid	batcher_named_row_type(const BatcherQueueDef *def);
 
 /* write.c */
 

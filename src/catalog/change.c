@@ -399,13 +399,16 @@ batcher_changed(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
+/* The columns of an arriving tuple that are replaced, at most. */
+#define MAX_REPLACED	4
+
 /* Replace some columns of an arriving tuple. */
 static HeapTuple
 replace_columns(TriggerData *trigdata, int n, const char **names,
 				Datum *values, bool *nulls)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	int			columns[2];
+	int			columns[MAX_REPLACED];
 	int			i;
 
 	Assert(n <= lengthof(columns));
@@ -481,16 +484,16 @@ skip_numbers(TriggerData *trigdata)
 
 /*
  * What a restore brings, without what it says of another database: where a row
- * of the spool is at home, and which roles are meant.
+ * of the spool is at home, and which roles, relations and types are meant.
  */
 static HeapTuple
 release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
 {
 	Oid			relid = RelationGetRelid(trigdata->tg_relation);
-	const char *names[2];
+	const char *names[MAX_REPLACED];
 	int			n = 0;
-	Datum		zeros[2] = {ObjectIdGetDatum(InvalidOid), ObjectIdGetDatum(InvalidOid)};
-	bool		nulls[2] = {false, false};
+	Datum		zeros[MAX_REPLACED] = {0};	/* OIDs too */
+	bool		nulls[MAX_REPLACED] = {0};
 
 	if (relid == cat->spool)
 	{
@@ -505,6 +508,9 @@ release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
 	{
 		names[n++] = "owner";
 		names[n++] = "database";
+		/* as much where there is none: the name decides */
+		names[n++] = "target";
+		names[n++] = "row_type";
 	}
 	return replace_columns(trigdata, n, names, zeros, nulls);
 }

@@ -38,13 +38,43 @@ enum
 	COL_DATABASE,
 	COL_CREATED_AT,
 	COL_NOTIFY_SEARCH_PATH,
-	NUM_COLS = COL_NOTIFY_SEARCH_PATH
+	COL_TARGET,
+	COL_TARGET_NAME,
+	COL_ROW_TYPE,
+	COL_ROW_TYPE_NAME,
+	NUM_COLS = COL_ROW_TYPE_NAME
 };
 
 static char *
 text_or_null(Datum value, bool isnull)
 {
 	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/*
+ * What a queue is for: the OIDs count, changed names are followed.
+ */
+static void
+read_names(BatcherQueueDef *def, Datum *values, bool *nulls)
+{
+	char	   *name;
+
+	def->target_name = text_or_null(values[COL_TARGET_NAME],
+									nulls[COL_TARGET_NAME]);
+	if (def->target_name)
+	{
+		def->target = DatumGetObjectId(values[COL_TARGET]);
+		name = batcher_named_relation(def->target);
+		def->target_name = name ? name : def->target_name;
+	}
+	def->row_type_name = text_or_null(values[COL_ROW_TYPE_NAME],
+									  nulls[COL_ROW_TYPE_NAME]);
+	if (def->row_type_name)
+	{
+		def->row_type = DatumGetObjectId(values[COL_ROW_TYPE]);
+		name = batcher_named_type(def->row_type);
+		def->row_type_name = name ? name : def->row_type_name;
+	}
 }
 
 /* A definition from its tuple, in the current context. */
@@ -73,6 +103,7 @@ read_definition(HeapTuple tuple, TupleDesc desc)
 	def->created_at = DatumGetTimestampTz(values[COL_CREATED_AT]);
 	def->notify_search_path = text_or_null(values[COL_NOTIFY_SEARCH_PATH],
 										   nulls[COL_NOTIFY_SEARCH_PATH]);
+	read_names(def, values, nulls);
 
 	/*
 	 * Another database's queue came here by CREATE DATABASE ... TEMPLATE, or
@@ -237,7 +268,8 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 {
 	static const Oid column_types[NUM_COLS] = {
 		INT4OID, TEXTOID, OIDOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID,
-		BOOLOID, TEXTOID, OIDOID, TIMESTAMPTZOID, TEXTOID
+		BOOLOID, TEXTOID, OIDOID, TIMESTAMPTZOID, TEXTOID, OIDOID, TEXTOID,
+		OIDOID, TEXTOID
 	};
 
 	memcpy(types, column_types, sizeof(column_types));
@@ -258,8 +290,16 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 	values[COL_NOTIFY_SEARCH_PATH - 1] = text_datum(def->notify_search_path);
 	if (def->notify_search_path == NULL)
 		nulls[COL_NOTIFY_SEARCH_PATH - 1] = 'n';
+	values[COL_TARGET - 1] = ObjectIdGetDatum(def->target);
+	values[COL_TARGET_NAME - 1] = text_datum(def->target_name);
+	values[COL_ROW_TYPE - 1] = ObjectIdGetDatum(def->row_type);
+	values[COL_ROW_TYPE_NAME - 1] = text_datum(def->row_type_name);
 	if (def->flush_sql == NULL)
 		nulls[COL_FLUSH_SQL - 1] = 'n';
+	if (def->target_name == NULL)
+		nulls[COL_TARGET - 1] = nulls[COL_TARGET_NAME - 1] = 'n';
+	if (def->row_type_name == NULL)
+		nulls[COL_ROW_TYPE - 1] = nulls[COL_ROW_TYPE_NAME - 1] = 'n';
 	if (def->pause_reason == NULL || def->paused_by_loss)
 		nulls[COL_PAUSE_REASON - 1] = 'n';
 }
@@ -280,8 +320,10 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"
-				   " pause_reason, database, created_at, notify_search_path)"
-				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+				   " pause_reason, database, created_at, notify_search_path,"
+				   " target, target_name, row_type, row_type_name)"
+				   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
+				   " $12, $13, $14, $15, $16)",
 				   NUM_COLS, types, values, nulls);
 	return copy.id;
 }
@@ -301,7 +343,8 @@ batcher_definition_update(const BatcherQueueDef *def)
 				   " owner = $3, owner_name = $4, flush_sql = $5,"
 				   " search_path = $6, options = $7, paused = $8,"
 				   " pause_reason = $9, database = $10, created_at = $11,"
-				   " notify_search_path = $12"
+				   " notify_search_path = $12, target = $13,"
+				   " target_name = $14, row_type = $15, row_type_name = $16"
 				   " WHERE id = $1",
 				   NUM_COLS, types, values, nulls);
 }

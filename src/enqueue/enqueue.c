@@ -17,31 +17,80 @@
 #include "utils/jsonb.h"
 
 /*
- * Find the queue of argument 0 and check that this transaction may enqueue
- * into it.  Errors: 22004, 25006, 25000, and those of batcher_target_find.
+ * Find the queue of this name, of 'len' bytes, and check that this transaction
+ * may enqueue into it by 'function'.  Errors: 25006, 25000, and those of
+ * batcher_target_find.
  */
-static BatcherTarget *
-begin_enqueue(FunctionCallInfo fcinfo, const char *function)
+BatcherTarget *
+batcher_enqueue_begin(const char *name, int len, const char *function)
 {
 	BatcherTarget *target;
-	text	   *name;
 
 	batcher_shmem_require();
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("queue must not be null")));
 	if (IsInParallelMode())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
 				 errmsg("cannot enqueue during a parallel operation")));
 	PreventCommandDuringRecovery(function);
 
-	name = PG_GETARG_TEXT_PP(0);
-	target = batcher_target_find(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
+	target = batcher_target_find(name, len);
 	if (target->durable)
 		PreventCommandIfReadOnly(function);
 	return target;
+}
+
+/* The same for the queue of argument 0.  Errors: 22004 too. */
+static BatcherTarget *
+begin_enqueue(FunctionCallInfo fcinfo, const char *function)
+{
+	text	   *name;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("queue must not be null")));
+	name = PG_GETARG_TEXT_PP(0);
+	return batcher_enqueue_begin(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name),
+								 function);
+}
+
+/*
+ * Stage a row, enqueued by the role 'by'; returns its ticket, which is given
+ * here.  The payload of a typed queue is checked.  Errors: those of
+ * batcher_row_type_check and batcher_staging_add.
+ */
+uint64
+batcher_enqueue_parts(BatcherTarget *target, BatcherRowParts *parts, Oid by)
+{
+	if (target->typed)
+	{
+		BatcherRowType *row_type = batcher_target_row_type(target);
+
+		parts->payload = (struct varlena *)
+			batcher_row_type_check(row_type, (Jsonb *) parts->payload,
+								   target->name);
+	}
+	parts->ticket = batcher_number_take(batcher_catalog_database());
+	batcher_staging_add(target, parts, by);
+	return parts->ticket;
+}
+
+/*
+ * Stage a row with this payload, and what the arguments from 2 on say; returns
+ * its ticket.
+ */
+static uint64
+enqueue_one(FunctionCallInfo fcinfo, BatcherTarget *target, Jsonb *payload)
+{
+	BatcherRowParts parts;
+
+	parts.payload = (struct varlena *) payload;
+	parts.key = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
+	parts.topic = PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3);
+	parts.priority = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
+	parts.immediate = PG_ARGISNULL(5) ? false : PG_GETARG_BOOL(5);
+	parts.attempts = 0;
+	return batcher_enqueue_parts(target, &parts, GetUserId());
 }
 
 PG_FUNCTION_INFO_V1(batcher_enqueue);
@@ -54,21 +103,39 @@ Datum
 batcher_enqueue(PG_FUNCTION_ARGS)
 {
 	BatcherTarget *target = begin_enqueue(fcinfo, "batch_enqueue()");
-	BatcherRowParts parts;
 
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("payload must not be null")));
-	parts.payload = (struct varlena *) PG_GETARG_JSONB_P(1);
-	parts.key = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
-	parts.topic = PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3);
-	parts.priority = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
-	parts.immediate = PG_ARGISNULL(5) ? false : PG_GETARG_BOOL(5);
-	parts.attempts = 0;
-	parts.ticket = batcher_number_take(batcher_catalog_database());
-	batcher_staging_add(target, &parts, GetUserId());
-	PG_RETURN_INT64(parts.ticket);
+	PG_RETURN_INT64(enqueue_one(fcinfo, target, PG_GETARG_JSONB_P(1)));
+}
+
+PG_FUNCTION_INFO_V1(batcher_enqueue_row);
+
+/*
+ * batch_enqueue_row(queue, value, key, topic, priority, immediate): stage a
+ * row of a typed queue and return its ticket.
+ */
+Datum
+batcher_enqueue_row(PG_FUNCTION_ARGS)
+{
+	BatcherTarget *target = begin_enqueue(fcinfo, "batch_enqueue_row()");
+	Jsonb	   *payload;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("value must not be null")));
+	if (!target->typed)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("rows of queue \"%s\" have no type", target->name),
+				 errhint("Use batch_enqueue, or give the queue a row type or a target.")));
+	payload = batcher_row_json_record(PG_GETARG_DATUM(1),
+									 batcher_target_row_type(target),
+									 target->name);
+	PG_RETURN_INT64(enqueue_one(fcinfo, target, payload));
 }
 
 /* The elements of a text[] argument; all null if it is null. */
@@ -102,7 +169,6 @@ Datum
 batcher_enqueue_many(PG_FUNCTION_ARGS)
 {
 	BatcherTarget *target = begin_enqueue(fcinfo, "batch_enqueue_many()");
-	BatcherSharedDatabase *db = batcher_catalog_database();
 	BatcherRowParts parts;
 	Datum	   *payloads;
 	bool	   *no_payload;
@@ -135,8 +201,7 @@ batcher_enqueue_many(PG_FUNCTION_ARGS)
 		parts.payload = (struct varlena *) DatumGetJsonbP(payloads[i]);
 		parts.key = keys && !no_key[i] ? DatumGetTextPP(keys[i]) : NULL;
 		parts.topic = topics && !no_topic[i] ? DatumGetTextPP(topics[i]) : NULL;
-		parts.ticket = batcher_number_take(db);
-		batcher_staging_add(target, &parts, GetUserId());
+		(void) batcher_enqueue_parts(target, &parts, GetUserId());
 	}
 	PG_RETURN_INT64(n);
 }

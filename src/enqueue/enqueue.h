@@ -5,7 +5,7 @@
 #ifndef BATCHER_ENQUEUE_H
 #define BATCHER_ENQUEUE_H
 
-#include "catalog/catalog.h"
+#include "catalog/row_type.h"
 
 /*
  * A queue as a producer needs it: from its definition, cached by name.
@@ -19,6 +19,10 @@ typedef struct BatcherTarget
 	int32		queue_id;
 	BatcherSharedQueue *queue;
 	Oid			owner;
+	bool		typed;
+	Oid			row_type;		/* if typed; InvalidOid: it is gone */
+	Oid			relation;		/* its target; InvalidOid: none */
+	BatcherRowType *known_type; /* as it was last; NULL: not looked at */
 	bool		durable;
 	BatcherWhenFull when_full;
 	int64		memory_limit;	/* bytes, 0: none */
@@ -27,9 +31,16 @@ typedef struct BatcherTarget
 	uint64		checked_roles;	/* and when */
 } BatcherTarget;
 
+/* enqueue.c */
+extern BatcherTarget *batcher_enqueue_begin(const char *name, int len,
+											const char *function);
+extern uint64 batcher_enqueue_parts(BatcherTarget *target,
+									BatcherRowParts *parts, Oid by);
+
 /* target.c */
 extern uint64 batcher_roles_changed;	/* grows when a role changes */
 extern BatcherTarget *batcher_target_find(const char *name, int len);
+extern BatcherRowType *batcher_target_row_type(BatcherTarget *target);
 
 /* staging.c */
 extern void batcher_staging_add(BatcherTarget *target,

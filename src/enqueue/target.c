@@ -9,7 +9,6 @@
  */
 #include "postgres.h"
 
-#include "catalog/catalog.h"
 #include "enqueue/enqueue.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -43,6 +42,22 @@ make_cache(void)
 	CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, forget_rights, (Datum) 0);
 }
 
+/* There is no queue of this name (any more). */
+static void
+forget_target(const char *name)
+{
+	BatcherTarget *target;
+
+	last_target = NULL;
+	if (targets == NULL)
+		return;
+	target = hash_search(targets, name, HASH_FIND, NULL);
+	if (target == NULL)
+		return;
+	batcher_row_type_free(target->known_type);
+	(void) hash_search(targets, name, HASH_REMOVE, NULL);
+}
+
 /* The cache's entry for a name, filled from the definition. */
 static BatcherTarget *
 load_target(const char *name, uint64 generation)
@@ -54,15 +69,18 @@ load_target(const char *name, uint64 generation)
 
 	if (def == NULL)
 	{
-		last_target = NULL;
-		if (targets)
-			(void) hash_search(targets, name, HASH_REMOVE, NULL);
+		forget_target(name);
 		batcher_definition_missing(name, strlen(name));
 	}
 	queue = batcher_definition_shared(def);
 	if (targets == NULL)
 		make_cache();
 	target = hash_search(targets, name, HASH_ENTER, &found);
+	if (!found)
+		target->known_type = NULL;
+	target->typed = batcher_definition_typed(def);
+	target->row_type = batcher_named_row_type(def);
+	target->relation = def->target_name ? def->target : InvalidOid;
 	target->generation = generation;
 	target->local_generation = batcher_change_local;
 	target->db = queue->key.db;
@@ -163,4 +181,19 @@ batcher_target_find(const char *name, int len)
 		last_target = target;
 		return target;
 	}
+}
+
+/*
+ * What the rows of a typed queue are now, for checking payloads; NULL if the
+ * type or the target is gone: then rows gather unchecked.
+ */
+BatcherRowType *
+batcher_target_row_type(BatcherTarget *target)
+{
+	BatcherRowType *known = target->known_type;
+
+	target->known_type = NULL;	/* it may be freed, and what follows fail */
+	target->known_type = batcher_row_type_refresh(known, target->row_type,
+												  target->relation, true);
+	return target->known_type;
 }

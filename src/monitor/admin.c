@@ -12,6 +12,8 @@
 #include "access/xact.h"
 #include "batch/batch.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "enqueue/enqueue.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -83,16 +85,6 @@ options_argument(FunctionCallInfo fcinfo, int arg)
 	return PG_GETARG_JSONB_P(arg);
 }
 
-static void
-refuse_target(FunctionCallInfo fcinfo, int target, int row_type)
-{
-	if (!PG_ARGISNULL(target) || !PG_ARGISNULL(row_type))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("queues with a target or a row type are not supported"),
-				 errhint("Give a statement as \"flush_sql\".")));
-}
-
 /*
  * The schemas of the search_path in force, as they are now, with pg_temp last:
  * so that no temporary object can take the place of what a statement means.
@@ -118,6 +110,102 @@ current_search_path(void)
 	appendStringInfoString(&s, "pg_temp");
 	list_free(schemas);
 	return s.data;
+}
+
+/* Set the target of a queue.  Errors: 42P01, 42809, 0A000. */
+static void
+set_target(BatcherQueueDef *def, Oid target)
+{
+	char	   *name = batcher_named_relation(target);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", target)));
+	switch (get_rel_relkind(target))
+	{
+		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
+		case RELKIND_FOREIGN_TABLE:
+		case RELKIND_VIEW:
+			break;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("%s cannot be a target", name),
+					 errdetail("It is no table, foreign table or view.")));
+	}
+	if (get_rel_persistence(target) == RELPERSISTENCE_TEMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("target must not be a temporary relation")));
+	def->target = target;
+	def->target_name = name;
+}
+
+/* Set the type of a queue's rows.  Errors: 42704, 42809, 0A000. */
+static void
+set_row_type(BatcherQueueDef *def, Oid type)
+{
+	char	   *name = batcher_named_type(type);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("type with OID %u does not exist", type)));
+	if (get_typtype(type) != TYPTYPE_COMPOSITE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("type %s cannot be a row type", name),
+				 errdetail("It is no composite type.")));
+	if (get_rel_persistence(get_typ_typrelid(type)) == RELPERSISTENCE_TEMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("row type must not be a temporary type")));
+	def->row_type = type;
+	def->row_type_name = name;
+}
+
+/*
+ * Set what a flush does, as far as the arguments 'sql', 'target' and
+ * 'row_type' say: a target takes the place of a statement, and the other way
+ * round.  Errors: 22023 both are given, and those of the above.
+ */
+static void
+set_work(BatcherQueueDef *def, FunctionCallInfo fcinfo, int sql, int target,
+		 int row_type)
+{
+	if (!PG_ARGISNULL(sql) && !PG_ARGISNULL(target))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a queue cannot have both \"flush_sql\" and \"target\"")));
+	if (!PG_ARGISNULL(sql))
+	{
+		def->flush_sql = text_argument(fcinfo, sql);
+		def->target = InvalidOid;
+		def->target_name = NULL;
+	}
+	if (!PG_ARGISNULL(target))
+	{
+		set_target(def, PG_GETARG_OID(target));
+		def->flush_sql = NULL;
+	}
+	if (!PG_ARGISNULL(row_type))
+		set_row_type(def, PG_GETARG_OID(row_type));
+	if (!PG_ARGISNULL(sql) || !PG_ARGISNULL(target))
+		def->search_path = current_search_path();
+}
+
+/* Refuse options that say something of a target that there is not. */
+static void
+check_conflict_option(const BatcherQueueDef *def)
+{
+	if (def->options.on_conflict != BATCHER_CONFLICT_ERROR &&
+		def->target_name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"on_conflict\" needs a target"),
+				 errhint("A statement has an ON CONFLICT of its own.")));
 }
 
 static void
@@ -153,7 +241,6 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	memset(&def, 0, sizeof(def));
 	def.name = queue_argument(fcinfo);
 	check_name(def.name);
-	refuse_target(fcinfo, 2, 3);
 	batcher_definition_lock_name(def.name);
 	if (batcher_definition_by_name(def.name))
 	{
@@ -171,12 +258,13 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	}
 	def.owner = GetUserId();
 	def.owner_name = GetUserNameFromId(def.owner, false);
-	def.flush_sql = text_argument(fcinfo, 1);
 	def.search_path = current_search_path();
+	set_work(&def, fcinfo, 1, 2, 3);
 	def.given = batcher_options_merge(NULL, options_argument(fcinfo, 4));
 	if (batcher_options_give_sql(def.given))
 		def.notify_search_path = current_search_path();
 	batcher_options_resolve(def.given, &def.options);
+	check_conflict_option(&def);
 	def.created_at = GetCurrentTimestamp();
 	batcher_executor_check(&def);
 
@@ -251,20 +339,18 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	BatcherQueueDef *def =
 		batcher_monitor_lookup_for_change(queue_argument(fcinfo),
 										  new_sql ? BATCHER_OWN : BATCHER_MANAGE);
+	BatcherOnConflict on_conflict = def->options.on_conflict;
 
-	refuse_target(fcinfo, 3, 4);
-	if (!PG_ARGISNULL(2))
-	{
-		def->flush_sql = text_argument(fcinfo, 2);
-		def->search_path = current_search_path();
-	}
+	set_work(def, fcinfo, 2, 3, 4);
 	if (new_notify_sql)
 		def->notify_search_path = current_search_path();
 	def->given = batcher_options_merge(def->given, given);
 	batcher_options_resolve(def->given, &def->options);
-	if (new_sql)
+	check_conflict_option(def);
+	if (new_sql || def->options.on_conflict != on_conflict)
 	{
 		(void) resolve_owner(def, ERROR);	/* as whom it is checked */
+		(void) batcher_named_resolve(def, ERROR);
 		batcher_executor_check(def);
 	}
 	batcher_definition_update(def);
@@ -344,7 +430,8 @@ set_paused(BatcherQueueDef *def, bool paused, int elevel)
 {
 	if (def->paused == paused && !def->paused_by_loss)
 		return;
-	if (!paused && !resolve_owner(def, elevel))
+	if (!paused &&
+		!(resolve_owner(def, elevel) && batcher_named_resolve(def, elevel)))
 		return;
 	if (!paused && def->pause_reason &&
 		strcmp(def->pause_reason, BATCHER_RESTORED) == 0)

@@ -227,8 +227,8 @@ batcher_get_queue(PG_FUNCTION_ARGS)
 {
 	enum
 	{
-		QUEUE, OWNER, GRANTS, FLUSH_SQL, SEARCH_PATH, OPTIONS, PAUSED,
-		PAUSE_REASON, CREATED_AT, NUM_COLS
+		QUEUE, OWNER, GRANTS, FLUSH_SQL, TARGET, ROW_TYPE, SEARCH_PATH,
+		OPTIONS, PAUSED, PAUSE_REASON, CREATED_AT, NUM_COLS
 	};
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	ListCell   *lc;
@@ -250,12 +250,15 @@ batcher_get_queue(PG_FUNCTION_ARGS)
 			values[GRANTS] = JsonbPGetDatum(batcher_monitor_grants(def));
 			batcher_set_text(&values[FLUSH_SQL], &nulls[FLUSH_SQL],
 							 def->flush_sql);
+			batcher_set_text(&values[TARGET], &nulls[TARGET], def->target_name);
+			batcher_set_text(&values[ROW_TYPE], &nulls[ROW_TYPE],
+							 def->row_type_name);
 			values[SEARCH_PATH] = CStringGetTextDatum(def->search_path);
 			values[OPTIONS] = JsonbPGetDatum(def->given);
 		}
 		else
-			nulls[GRANTS] = nulls[FLUSH_SQL] = nulls[SEARCH_PATH] =
-				nulls[OPTIONS] = true;
+			nulls[GRANTS] = nulls[FLUSH_SQL] = nulls[TARGET] =
+				nulls[ROW_TYPE] = nulls[SEARCH_PATH] = nulls[OPTIONS] = true;
 		values[PAUSED] = BoolGetDatum(def->paused);
 		batcher_set_text(&values[PAUSE_REASON], &nulls[PAUSE_REASON],
 						 def->pause_reason);

@@ -176,6 +176,27 @@ remove_dropped(uint64 generation)
 	}
 }
 
+/* Are two texts the same, or both NULL? */
+static bool
+same_text(const char *a, const char *b)
+{
+	return a == b || (a && b && strcmp(a, b) == 0);
+}
+
+/* Does a flush do the same under both definitions? */
+static bool
+same_work(const BatcherQueueDef *a, const BatcherQueueDef *b)
+{
+	return same_text(a->search_path, b->search_path) &&
+		same_text(a->flush_sql, b->flush_sql) &&
+		a->target == b->target &&
+		same_text(a->target_name, b->target_name) &&
+		a->row_type == b->row_type &&
+		same_text(a->row_type_name, b->row_type_name) &&
+		VARSIZE(a->given) == VARSIZE(b->given) &&
+		memcmp(a->given, b->given, VARSIZE(b->given)) == 0;
+}
+
 /* Use a definition; if it is a changed one, a failing queue is tried anew. */
 static void
 adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
@@ -189,11 +210,7 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 		batcher_message_recover(view);
 		batcher_probation_look(view);
 	}
-	else if (strcmp(old->search_path, def->search_path) != 0 ||
-			 (old->flush_sql == NULL) != (def->flush_sql == NULL) ||
-			 (def->flush_sql && strcmp(old->flush_sql, def->flush_sql) != 0) ||
-			 VARSIZE(old->given) != VARSIZE(def->given) ||
-			 memcmp(old->given, def->given, VARSIZE(def->given)) != 0)
+	else if (!same_work(old, def))
 	{
 		batcher_lane_reset_breaker(&view->queue->lane);
 		view->forced_upto = 0;

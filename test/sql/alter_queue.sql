@@ -35,7 +35,6 @@ SELECT batch_alter_queue('aq', flush_sql => 'INSERT INTO aq_target SELECT nothin
 SELECT batch_alter_queue('aq', flush_sql => 'INSERT INTO aq_target SELECT; SELECT');
 SELECT batch_alter_queue('aq', flush_sql => 'TRUNCATE aq_target');
 SELECT batch_alter_queue('aq', '{"max_batch_size": 0}', 'SELECT FROM batch');
-SELECT batch_alter_queue('aq', target => 'aq_target');
 SELECT batch_alter_queue('nobody', '{}');
 \echo :SQLSTATE
 SELECT batch_alter_queue(NULL, '{}');

@@ -88,10 +88,6 @@ SELECT batch_create_queue('bad', 'INSERT INTO cq_temp SELECT 1 FROM batch');
 \echo :SQLSTATE
 DROP TABLE cq_temp;
 
-SELECT batch_create_queue('bad', target => 'cq_target');
-\echo :SQLSTATE
-SELECT batch_create_queue('bad', row_type => 'cq_target');
-
 -- All that may be a statement.
 SELECT batch_create_queue('cq insert', 'INSERT INTO cq_target SELECT batch_pos FROM batch RETURNING *');
 SELECT batch_create_queue('cq update', 'UPDATE cq_target SET n = b.batch_pos FROM batch b WHERE b.batch_pos = pos;');

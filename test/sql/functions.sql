@@ -28,6 +28,7 @@ CREATE FUNCTION fu_argument(name text, type regtype, queue text) RETURNS text LA
         WHEN type = 'boolean'::regtype THEN 'true'
         WHEN type = 'interval'::regtype THEN '''1 s'''
         WHEN type IN ('regclass'::regtype, 'regtype'::regtype) THEN 'NULL'
+        WHEN type = 'record'::regtype THEN 'ROW(1)'
         ELSE 'no literal for ' || type END
 $$;
 -- What the stranger gets: an error, or rows, which is a value where a function
