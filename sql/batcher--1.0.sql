@@ -83,7 +83,9 @@ CREATE TABLE batcher.spool (
     topics text[],
     priorities integer[],
     attempts_each integer[],
-    immediate_each boolean[]
+    immediate_each boolean[],
+    alone boolean,
+    alone_each boolean[]
 ) WITH (toast_tuple_target = 8160);
 ALTER TABLE batcher.spool
     ALTER enqueued_by SET STORAGE MAIN,
@@ -97,6 +99,7 @@ ALTER TABLE batcher.spool
     ALTER priorities SET STORAGE EXTERNAL,
     ALTER attempts_each SET STORAGE EXTERNAL,
     ALTER immediate_each SET STORAGE EXTERNAL,
+    ALTER alone_each SET STORAGE EXTERNAL,
     REPLICA IDENTITY NOTHING;
 COMMENT ON TABLE batcher.spool IS
 'rows of durable queues that wait to be flushed; see the view batcher.pending';
@@ -416,10 +419,11 @@ COMMENT ON VIEW batcher.option IS 'the options that a queue can have';
 
 CREATE FUNCTION batcher.get_status(
     OUT queue text, OUT pending bigint, OUT pending_bytes bigint,
-    OUT spilled bigint, OUT oldest_at timestamptz, OUT oldest_age interval,
+    OUT spilled bigint, OUT timers integer,
+    OUT oldest_at timestamptz, OUT oldest_age interval,
     OUT oldest_runnable_age interval, OUT next_flush_at timestamptz,
     OUT is_flushing boolean, OUT paused boolean, OUT pause_reason text,
-    OUT breaker_state text, OUT breaker_reason text,
+    OUT enabled boolean, OUT breaker_state text, OUT breaker_reason text,
     OUT consecutive_failures integer, OUT retry_at timestamptz,
     OUT last_error text, OUT current_batch_size integer,
     OUT current_window interval, OUT size_reason text,
@@ -435,11 +439,12 @@ COMMENT ON VIEW batcher.status IS 'what each queue is doing now';
 
 CREATE FUNCTION batcher.get_stat_queue(
     OUT queue text, OUT rows_enqueued bigint, OUT rows_flushed bigint,
-    OUT rows_retried bigint, OUT rows_failed bigint, OUT rows_dead bigint,
+    OUT rows_superseded bigint, OUT rows_retried bigint, OUT rows_failed bigint, OUT rows_dead bigint,
     OUT rows_purged bigint, OUT rows_spilled bigint,
     OUT batches bigint, OUT batches_by_size bigint,
     OUT batches_by_time bigint, OUT batches_forced bigint,
-    OUT batches_immediate bigint, OUT batches_failed bigint,
+    OUT batches_immediate bigint, OUT batches_debounced bigint,
+    OUT batches_swept bigint, OUT batches_failed bigint,
     OUT batches_split bigint, OUT rows_tried_alone bigint,
     OUT breaker_opened bigint,
     OUT messages_sent bigint, OUT messages_saved bigint,

@@ -39,6 +39,14 @@ static bool check_group_by(const char *text, char **why);
 static void report_unknown_name(const char *name,
 								int len);
 
+static const BatcherOptionEnum key_policy_values[] = {
+	{"all", BATCHER_KEYS_ALL},
+	{"last", BATCHER_KEYS_LAST},
+	{"first", BATCHER_KEYS_FIRST},
+	{"merge", BATCHER_KEYS_MERGE},
+	{NULL, 0}
+};
+
 static const BatcherOptionEnum when_full_values[] = {
 	{"spill", BATCHER_FULL_SPILL},
 	{"wait", BATCHER_FULL_WAIT},
@@ -77,6 +85,9 @@ const BatcherOption batcher_options[] = {
 	{OPTION(durable, BATCHER_OPTION_BOOL),
 		"true", false, 0, 0, NULL, NULL,
 	"whether a committed row survives any crash; if not, it lives in memory only"},
+	{OPTION(enabled, BATCHER_OPTION_BOOL),
+		"true", false, 0, 0, NULL, NULL,
+	"whether rows are gathered; if not, each is flushed by itself with its commit"},
 	{OPTION(flush_size, BATCHER_OPTION_INT),
 		"max_batch_size", true, 1, MAX_ROWS, NULL, NULL,
 	"rows at which a flush starts before the window ends"},
@@ -104,6 +115,15 @@ const BatcherOption batcher_options[] = {
 	{OPTION(throughput_target, BATCHER_OPTION_NUMBER),
 		NULL, false, 1, 1000000000, NULL, NULL,
 	"adaptive: rows a second for which larger batches are given up that are slower"},
+	{OPTION(key_policy, BATCHER_OPTION_ENUM),
+		"all", false, 0, 0, key_policy_values, NULL,
+	"what becomes of rows with equal key: \"all\" are kept, \"last\", \"first\", \"merge\""},
+	{OPTION(debounce, BATCHER_OPTION_DURATION),
+		NULL, false, 1, DAY_MS, NULL, NULL,
+	"a key is flushed when nothing new came for it this long"},
+	{OPTION(max_wait, BATCHER_OPTION_DURATION),
+		"5 s", false, 1, DAY_MS, NULL, NULL,
+	"with debounce: the longest that a key waits"},
 	{OPTION(max_attempts, BATCHER_OPTION_INT),
 		"3", false, 1, 1000, NULL, NULL,
 	"times that a row may fail by its own fault before it is a dead letter"},
@@ -306,6 +326,8 @@ check_contradictions(Jsonb *merged)
 	BatcherOptionValue durable;
 	BatcherOptionValue retry_delay;
 	BatcherOptionValue retry_max_delay;
+	BatcherOptionValue debounce;
+	BatcherOptionValue max_wait;
 
 	check_not_greater(merged, "flush_size", "max_batch_size");
 	check_not_greater(merged, "min_batch_size", "flush_size");
@@ -324,6 +346,23 @@ check_contradictions(Jsonb *merged)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option \"retry_delay\" (%g ms) must not be greater than option \"retry_max_delay\" (%g ms)",
 						retry_delay.number, retry_max_delay.number)));
+	if (get_stored_by_name(merged, "debounce", &debounce))
+	{
+		BatcherOptions options;
+
+		batcher_options_resolve(merged, &options);
+		if (options.key_policy == BATCHER_KEYS_ALL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"debounce\" needs a \"key_policy\" other than \"all\""),
+					 errhint("Use \"last\", \"first\" or \"merge\".")));
+		if (get_stored_by_name(merged, "max_wait", &max_wait) &&
+			debounce.number > max_wait.number)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("option \"debounce\" (%g ms) must not be greater than option \"max_wait\" (%g ms)",
+							debounce.number, max_wait.number)));
+	}
 }
 
 /*
@@ -539,6 +578,16 @@ fill_computed(BatcherOptions *options, BatcherOptionSource *sources)
 			options->retry_delay = options->retry_max_delay;
 		else
 			options->retry_max_delay = options->retry_delay;
+	}
+
+	if (options->key_policy == BATCHER_KEYS_ALL)
+		options->debounce = 0;
+	if (options->debounce > options->max_wait)
+	{
+		if (gives_way(sources, "debounce", "max_wait"))
+			options->debounce = options->max_wait;
+		else
+			options->max_wait = options->debounce;
 	}
 
 	if (options->when_full == BATCHER_FULL_DEFAULT)

@@ -16,6 +16,14 @@ typedef enum BatcherWhenFull
 	BATCHER_FULL_ERROR
 } BatcherWhenFull;
 
+typedef enum BatcherKeyPolicy
+{
+	BATCHER_KEYS_ALL,
+	BATCHER_KEYS_LAST,
+	BATCHER_KEYS_FIRST,
+	BATCHER_KEYS_MERGE
+} BatcherKeyPolicy;
+
 typedef enum BatcherNotifyFormat
 {
 	BATCHER_NOTIFY_NONE,
@@ -55,6 +63,10 @@ typedef struct BatcherOptions
 {
 	int			preset;			/* see preset.c; 0: none */
 	bool		durable;
+	bool		enabled;		/* rows are gathered */
+	BatcherKeyPolicy key_policy;
+	double		debounce;		/* ms, 0: none */
+	double		max_wait;		/* ms */
 	int			flush_size;		/* rows; never 0 */
 	int			max_batch_size; /* rows */
 	double		flush_interval; /* ms */

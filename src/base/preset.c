@@ -20,6 +20,7 @@ enum
 	MEDIUM,
 	LARGE,
 	REALTIME,
+	DEBOUNCED,
 	PERIODIC
 };
 
@@ -31,6 +32,7 @@ const BatcherOptionEnum batcher_presets[] = {
 	{"medium", MEDIUM},
 	{"large", LARGE},
 	{"realtime", REALTIME},
+	{"debounced", DEBOUNCED},
 	{"periodic", PERIODIC},
 	{NULL, NO_PRESET}
 };
@@ -58,6 +60,10 @@ static const struct
 	{REALTIME, "flush_size", "10"},
 	{REALTIME, "flush_interval", "500 ms"},
 	{REALTIME, "notify_format", "groups"},
+	{DEBOUNCED, "max_batch_size", "100"},
+	{DEBOUNCED, "key_policy", "last"},
+	{DEBOUNCED, "debounce", "200 ms"},
+	{DEBOUNCED, "max_wait", "5 s"},
 	{PERIODIC, "flush_size", "1000"},
 	{PERIODIC, "flush_interval", "15 min"},
 };

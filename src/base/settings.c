@@ -26,6 +26,7 @@
  * The initial values hold where a setting is not defined; they are the same
  * as the defaults.
  */
+bool		batcher_enabled = true;
 int			batcher_enqueue_timeout = 10000;
 int			batcher_max_batch_size = 1000;
 int			batcher_flush_interval = 100;
@@ -40,6 +41,13 @@ int			batcher_max_queues = 1024;
 static void
 define_changeable(void)
 {
+	DefineCustomBoolVariable("batcher.enabled",
+							 "Gathers the rows that a session enqueues.",
+							 "If off, each is flushed by itself when its transaction commits.",
+							 &batcher_enabled,
+							 true,
+							 PGC_USERSET, 0,
+							 NULL, NULL, NULL);
 	DefineCustomIntVariable("batcher.enqueue_timeout",
 							"How long an enqueue waits for room in a queue.",
 							"After that it fails; 0 means that it does not wait.",

@@ -5,6 +5,7 @@
 #ifndef BATCHER_SETTINGS_H
 #define BATCHER_SETTINGS_H
 
+extern bool batcher_enabled;
 extern int	batcher_enqueue_timeout;	/* ms */
 extern int	batcher_max_batch_size; /* rows */
 extern int	batcher_flush_interval; /* ms */

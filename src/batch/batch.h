@@ -28,6 +28,8 @@ typedef enum BatcherReason
 	BATCHER_REASON_TIME,
 	BATCHER_REASON_FORCED,
 	BATCHER_REASON_IMMEDIATE,
+	BATCHER_REASON_DEBOUNCED,	/* nothing new came for its keys */
+	BATCHER_REASON_SWEPT,		/* its keys have waited for max_wait */
 	BATCHER_REASON_RETRY,		/* of rows that failed before */
 	BATCHER_REASON_PURGE
 } BatcherReason;
@@ -38,20 +40,27 @@ typedef enum BatcherOutcome
 	BATCHER_OUTCOME_FLUSHED,
 	BATCHER_OUTCOME_PURGED,
 	BATCHER_OUTCOME_DEAD,		/* it is a dead letter */
+	BATCHER_OUTCOME_SUPERSEDED, /* another row was flushed in its stead */
 	BATCHER_OUTCOME_FAILED,		/* it waits, charged with one attempt more */
 	BATCHER_OUTCOME_PUT_OFF,	/* it waits, tried without fault of its own */
 	BATCHER_OUTCOME_STAYS		/* it waits as before */
 } BatcherOutcome;
 
 /* Is a row with this outcome settled? */
-#define batcher_outcome_settles(o)	((o) <= BATCHER_OUTCOME_DEAD)
+#define batcher_outcome_settles(o)	((o) <= BATCHER_OUTCOME_SUPERSEDED)
 
 /* One row of a batch. */
 typedef struct BatcherBatchRow
 {
 	BatcherChunk *chunk;
 	BatcherRow *row;
+	struct varlena *merged;		/* the payload, if others are merged into it;
+								 * else NULL */
+	int32		priority;		/* then, the highest of theirs */
 	BatcherOutcome outcome;
+	bool		split;			/* it was merged and failed: next time its rows
+								 * are flushed as they are */
+	int			by;				/* index of the row that it gives way to, or -1 */
 	int			next;			/* index of the next row of its claim, or -1 */
 } BatcherBatchRow;
 
@@ -74,7 +83,9 @@ typedef struct BatcherBatch
 {
 	BatcherReason reason;
 	uint64		number;			/* of the batch, within its queue */
-	int			nrows;
+	int			nrows;			/* that the statement gets */
+	int			nall;			/* with those that give way to them, which are
+								 * behind them */
 	BatcherBatchRow *rows;
 	int			allocated;		/* rows for which there is room */
 	int			nflushed;		/* rows that the statement has taken */
@@ -82,9 +93,12 @@ typedef struct BatcherBatch
 	BatcherClaim *claims;
 	int			ncharged;		/* claims whose rows are charged so far */
 	TimestampTz oldest_at;		/* oldest commit of its rows */
+	bool		alone;			/* of a row that is a batch of its own */
 	BatcherIndex *index;		/* where it was taken from */
 	int			nrefs;
-	BatcherRef **refs;			/* what was taken out of there */
+	int			refs_allocated;
+	BatcherRef **refs;			/* what was taken out of there ... */
+	int		   *by;				/* ... and the row that it gives way to, or -1 */
 } BatcherBatch;
 
 /* Steps by which flushing degrades; the breaker is the last. */
@@ -119,6 +133,8 @@ typedef struct BatcherLimits
 	int			size;			/* rows at which a flush starts */
 	double		window;			/* ms, after which it starts */
 	double		longest;		/* ms, the longest window that there can be */
+	double		soonest;		/* ms, after which a row that has just come may
+								 * be due */
 	TimestampTz rows_at;		/* when more rows may leave, if none may now */
 } BatcherLimits;
 
@@ -162,9 +178,13 @@ typedef struct BatcherLaneView
 /* gather.c */
 extern BatcherBatch *batcher_gather(BatcherLaneView *view, TimestampTz now,
 									bool draining);
-extern void batcher_gather_return(BatcherLaneView *view, BatcherBatch *batch);
 extern int64 batcher_gather_ready(BatcherLaneView *view);
 extern void batcher_gather_publish(BatcherLaneView *view);
+
+/* take.c */
+extern void batcher_batch_return(BatcherLaneView *view, BatcherBatch *batch);
+extern void batcher_batch_read(const BatcherBatchRow *r,
+							   BatcherRowParts *parts);
 
 /* index.c */
 extern void batcher_index_reset(BatcherLaneView *view);

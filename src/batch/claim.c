@@ -75,18 +75,18 @@ make_claims(BatcherBatch *batch)
 	int			i;
 
 	batch->claims = MemoryContextAllocHuge(GetMemoryChunkContext(batch),
-										   batch->nrows * sizeof(BatcherClaim));
+										   batch->nall * sizeof(BatcherClaim));
 	batch->nclaims = 0;
 	batch->ncharged = 0;
-	sorted = palloc_extended(batch->nrows * sizeof(ChunkRow), MCXT_ALLOC_HUGE);
-	for (i = 0; i < batch->nrows; i++)
+	sorted = palloc_extended(batch->nall * sizeof(ChunkRow), MCXT_ALLOC_HUGE);
+	for (i = 0; i < batch->nall; i++)
 	{
 		sorted[i].chunk = batch->rows[i].chunk;
 		sorted[i].row = batch->rows[i].row;
 		sorted[i].index = i;
 	}
-	sort_chunk_rows(sorted, batch->nrows);
-	for (i = 0; i < batch->nrows; i++)
+	sort_chunk_rows(sorted, batch->nall);
+	for (i = 0; i < batch->nall; i++)
 	{
 		BatcherClaim *claim;
 
@@ -120,47 +120,78 @@ typedef struct Place
 #define ST_DEFINE
 #include "lib/sort_template.h"
 
-/* Take the rows of chunks that are gone out of the batch. */
+/*
+ * Take the rows of chunks that are gone out of the batch.  Where one of several
+ * that became one is gone, the others stay.
+ */
 static void
 drop_gone(BatcherBatch *batch)
 {
-	int		   *places = palloc_extended(batch->nrows * sizeof(int),
-										 MCXT_ALLOC_HUGE);
-	int			kept = 0;
+	int			n = batch->nall;
+	BatcherBatchRow *rows = palloc_extended(n * sizeof(BatcherBatchRow),
+											MCXT_ALLOC_HUGE);
+	bool	   *gone = palloc_extended(n, MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	bool	   *stays = palloc_extended(n, MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	int		   *places = palloc_extended(n * sizeof(int), MCXT_ALLOC_HUGE);
+	int			nrows = 0;
+	int			nall = 0;
 	int			i;
-	int			j;
 
-	memset(places, 0, batch->nrows * sizeof(int));
+	memcpy(rows, batch->rows, n * sizeof(BatcherBatchRow));
 	for (i = 0; i < batch->nclaims; i++)
 	{
 		BatcherClaim *claim = &batch->claims[i];
+		int			j;
 
-		for (j = claim->first; claim->gone && j >= 0; j = batch->rows[j].next)
-			places[j] = -1;
+		for (j = claim->first; claim->gone && j >= 0; j = rows[j].next)
+			gone[j] = true;
 		if (claim->gone)
 			claim->first = -1;
 	}
-	for (i = 0; i < batch->nrows; i++)
+	for (i = batch->nrows; i < n; i++)
+		stays[rows[i].by] |= gone[i];
+	for (i = batch->nrows; i < n; i++)
+		stays[i] = stays[rows[i].by] || gone[rows[i].by];
+
+	/* first the rows of the statement, then those that give way or stay */
+	for (i = 0; i < n; i++)
 	{
-		if (places[i] == 0)
-			places[i] = kept++;
+		if (i < batch->nrows && !gone[i] && !stays[i])
+			places[i] = nrows++;
+	}
+	nall = nrows;
+	for (i = 0; i < n; i++)
+	{
+		if (!gone[i] && (i >= batch->nrows || stays[i]))
+			places[i] = nall++;
+	}
+	for (i = 0; i < n; i++)
+	{
+		BatcherBatchRow *r = &batch->rows[places[i]];
+
+		if (gone[i])
+			continue;
+		*r = rows[i];
+		if (r->next >= 0)
+			r->next = places[r->next];
+		if (stays[i])
+		{
+			r->outcome = BATCHER_OUTCOME_STAYS;
+			r->by = -1;
+		}
+		else if (r->by >= 0)
+			r->by = places[r->by];
 	}
 	for (i = 0; i < batch->nclaims; i++)
 	{
 		if (batch->claims[i].first >= 0)
 			batch->claims[i].first = places[batch->claims[i].first];
 	}
-	for (i = 0; i < batch->nrows; i++)
-	{
-		BatcherBatchRow row = batch->rows[i];
-
-		if (places[i] < 0)
-			continue;
-		if (row.next >= 0)
-			row.next = places[row.next];
-		batch->rows[places[i]] = row;
-	}
-	batch->nrows = kept;
+	batch->nrows = nrows;
+	batch->nall = nall;
+	pfree(rows);
+	pfree(gone);
+	pfree(stays);
 	pfree(places);
 }
 
@@ -270,6 +301,14 @@ batcher_settle_at_commit(BatcherLaneView *view, BatcherBatch *batch,
 	/* an abort takes the charges back */
 	settling_view = view;
 	settling_batch = batch;
+	for (i = batch->nrows; i < batch->nall; i++)
+	{
+		BatcherBatchRow *r = &batch->rows[i];
+
+		r->outcome = r->by >= 0 &&
+			batch->rows[r->by].outcome == BATCHER_OUTCOME_FLUSHED ?
+			BATCHER_OUTCOME_SUPERSEDED : BATCHER_OUTCOME_STAYS;
+	}
 	(void) batcher_spool_version(view->db, spool, &version);
 	for (i = 0; i < batch->nclaims; i++)
 	{
@@ -303,6 +342,7 @@ mark_claim(BatcherBatch *batch, BatcherClaim *claim)
 		[BATCHER_OUTCOME_FLUSHED] = BATCHER_ROW_DONE,
 		[BATCHER_OUTCOME_PURGED] = BATCHER_ROW_DONE | BATCHER_ROW_PURGED,
 		[BATCHER_OUTCOME_DEAD] = BATCHER_ROW_DONE | BATCHER_ROW_DEAD,
+		[BATCHER_OUTCOME_SUPERSEDED] = BATCHER_ROW_DONE | BATCHER_ROW_SUPERSEDED,
 	};
 	BatcherChunk *chunk = claim->chunk;
 	int			i;
@@ -337,7 +377,7 @@ count_outcomes(BatcherSharedQueue *queue, BatcherBatch *batch)
 	int64		nretried;
 	int			i;
 
-	for (i = 0; i < batch->nrows; i++)
+	for (i = 0; i < batch->nall; i++)
 		counts[batch->rows[i].outcome]++;
 	nretried = counts[BATCHER_OUTCOME_FAILED] + counts[BATCHER_OUTCOME_PUT_OFF];
 	(void) pg_atomic_fetch_add_u64(&queue->lane.nflushed,
@@ -345,6 +385,8 @@ count_outcomes(BatcherSharedQueue *queue, BatcherBatch *batch)
 	(void) pg_atomic_fetch_add_u64(&queue->lane.npurged,
 								   counts[BATCHER_OUTCOME_PURGED]);
 	batcher_count(queue, BATCHER_ROWS_FLUSHED, counts[BATCHER_OUTCOME_FLUSHED]);
+	batcher_count(queue, BATCHER_ROWS_SUPERSEDED,
+				  counts[BATCHER_OUTCOME_SUPERSEDED]);
 	batcher_count(queue, BATCHER_ROWS_PURGED, counts[BATCHER_OUTCOME_PURGED]);
 	batcher_count(queue, BATCHER_ROWS_DEAD, counts[BATCHER_OUTCOME_DEAD]);
 	batcher_count(queue, BATCHER_ROWS_FAILED, counts[BATCHER_OUTCOME_FAILED] +
@@ -439,6 +481,7 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 		[BATCHER_OUTCOME_FLUSHED] = BATCHER_FATE_FLUSHED,
 		[BATCHER_OUTCOME_PURGED] = BATCHER_FATE_PURGED,
 		[BATCHER_OUTCOME_DEAD] = BATCHER_FATE_DEAD,
+		[BATCHER_OUTCOME_SUPERSEDED] = BATCHER_FATE_SUPERSEDED,
 	};
 	BatcherSharedQueue *queue = view->queue;
 	BatcherChunk **settled;
@@ -446,7 +489,7 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 	int			i;
 
 	LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
-	for (i = 0; i < batch->nrows; i++)
+	for (i = 0; i < batch->nall; i++)
 	{
 		BatcherBatchRow *r = &batch->rows[i];
 
@@ -458,7 +501,7 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 							fates[r->outcome]);
 	}
 	LWLockRelease(&queue->lane.lock);
-	for (i = 0; view->retries && i < batch->nrows; i++)
+	for (i = 0; view->retries && i < batch->nall; i++)
 	{
 		BatcherBatchRow *r = &batch->rows[i];
 
@@ -472,7 +515,7 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 		if (batch->claims[i].gone)
 			batcher_index_reset(view);
 	}
-	batcher_gather_return(view, batch);
+	batcher_batch_return(view, batch);
 	settled = palloc_extended(batch->nclaims * sizeof(BatcherChunk *),
 							  MCXT_ALLOC_HUGE);
 	for (i = 0; i < batch->nclaims; i++)

@@ -147,6 +147,8 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 		[BATCHER_REASON_TIME] = BATCHER_BATCHES_BY_TIME,
 		[BATCHER_REASON_FORCED] = BATCHER_BATCHES_FORCED,
 		[BATCHER_REASON_IMMEDIATE] = BATCHER_BATCHES_IMMEDIATE,
+		[BATCHER_REASON_DEBOUNCED] = BATCHER_BATCHES_DEBOUNCED,
+		[BATCHER_REASON_SWEPT] = BATCHER_BATCHES_SWEPT,
 		[BATCHER_REASON_RETRY] = BATCHER_BATCHES_BY_TIME,
 	};
 	static const char *const reason_names[] = {
@@ -154,6 +156,8 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 		[BATCHER_REASON_TIME] = "time",
 		[BATCHER_REASON_FORCED] = "forced",
 		[BATCHER_REASON_IMMEDIATE] = "immediate",
+		[BATCHER_REASON_DEBOUNCED] = "debounced",
+		[BATCHER_REASON_SWEPT] = "swept",
 		[BATCHER_REASON_RETRY] = "retry",
 		[BATCHER_REASON_PURGE] = "purge",
 	};
@@ -162,8 +166,11 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 
 	if (batch->nflushed > 0)
 	{
+		const BatcherOptions *options = &view->def->options;
 		TimestampTz due = batcher_clock_add_ms(batch->oldest_at,
-											   view->def->options.flush_interval);
+											   options->debounce > 0 ?
+											   options->max_wait :
+											   options->flush_interval);
 
 		batcher_count(queue, BATCHER_BATCHES, 1);
 		batcher_count(queue, by_reason[batch->reason], 1);
@@ -563,7 +570,8 @@ static bool
 flush_gathered(BatcherLaneView *view, BatcherBatch *batch)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	bool		limited = batch->reason != BATCHER_REASON_PURGE;
+	bool		limited = batch->reason != BATCHER_REASON_PURGE &&
+		!batch->alone;
 	FlushResult result;
 
 	if (limited &&
@@ -580,7 +588,8 @@ flush_gathered(BatcherLaneView *view, BatcherBatch *batch)
 		batcher_schedule_give_back(view, batch->nrows);
 	if (result == FLUSH_FAILED)
 	{
-		view->deadline = batcher_lane_breaker_open(lane) && limited ?
+		view->deadline = batcher_lane_breaker_open(lane) &&
+			batch->reason != BATCHER_REASON_PURGE ?
 			pg_atomic_read_u64(&lane->breaker_until) :
 			pg_atomic_read_u64(&lane->retry_at);
 		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
@@ -616,7 +625,7 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 	{
 		bool		more = flush_gathered(view, batch);
 
-		batcher_gather_return(view, batch);
+		batcher_batch_return(view, batch);
 		batcher_gather_publish(view);
 		return more;
 	}

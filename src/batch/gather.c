@@ -47,77 +47,6 @@ next_chunk(BatcherLaneView *view, BatcherChunk *chunk)
 	return batcher_readback_first(view);
 }
 
-/* A new batch, in the current context. */
-static BatcherBatch *
-make_batch(BatcherReason reason)
-{
-	BatcherBatch *batch = palloc0(sizeof(BatcherBatch));
-
-	batch->reason = reason;
-	batch->oldest_at = BATCHER_NEVER;
-	batch->allocated = 64;
-	batch->rows = palloc(batch->allocated * sizeof(BatcherBatchRow));
-	batch->refs = palloc(batch->allocated * sizeof(BatcherRef *));
-	return batch;
-}
-
-/* Add a row to a batch; 'ref' is what was taken out of the index, or NULL. */
-static void
-add_row(BatcherBatch *batch, BatcherChunk *chunk, BatcherRow *row,
-		BatcherRef *ref)
-{
-	BatcherBatchRow *r;
-
-	if (batch->nrows == batch->allocated)
-	{
-		batch->allocated *= 2;
-		batch->rows = repalloc_huge(batch->rows, batch->allocated *
-									sizeof(BatcherBatchRow));
-		batch->refs = repalloc_huge(batch->refs, batch->allocated *
-									sizeof(BatcherRef *));
-	}
-	if (ref)
-		batch->refs[batch->nrefs++] = ref;
-	r = &batch->rows[batch->nrows++];
-	r->chunk = chunk;
-	r->row = row;
-	r->outcome = BATCHER_OUTCOME_FLUSHED;
-	batch->oldest_at = Min(batch->oldest_at, chunk->committed_at);
-}
-
-/* Take the first row of a unit that was taken off. */
-static void
-take_row(BatcherLaneView *view, BatcherBatch *batch, BatcherUnit *unit)
-{
-	BatcherRef *ref = batcher_unit_pop(view, unit);
-
-	add_row(batch, ref->chunk, ref->row, ref);
-}
-
-/*
- * Take note of how a batch has ended: what it has taken out of the index and
- * has not settled is put back.  Before settled chunks are let go; again does
- * no harm.
- */
-void
-batcher_gather_return(BatcherLaneView *view, BatcherBatch *batch)
-{
-	int			i;
-
-	if (view->index == NULL || view->index != batch->index)
-		return;
-	for (i = batch->nrefs - 1; i >= 0; i--)
-	{
-		BatcherRef *ref = batch->refs[i];
-
-		if (ref->row->flags & BATCHER_ROW_DONE)
-			batcher_unit_forget_ref(view->index, ref);
-		else
-			batcher_unit_push_back(view, ref);
-	}
-	batch->nrefs = 0;
-}
-
 /* Rows to be thrown away, or NULL.  They are not taken out of the index. */
 static BatcherBatch *
 gather_purge(BatcherLaneView *view)
@@ -129,12 +58,13 @@ gather_purge(BatcherLaneView *view)
 
 	if (upto <= pg_atomic_read_u64(&lane->settled))
 		return NULL;
-	batch = make_batch(BATCHER_REASON_PURGE);
+	batch = batcher_batch_make(BATCHER_REASON_PURGE);
 	for (chunk = first_chunk(view); chunk && batch->nrows < PURGE_BATCH;
 		 chunk = next_chunk(view, chunk))
 	{
 		BatcherRow *row = batcher_chunk_first(chunk);
 		int			i;
+		int			j;
 
 		if (chunk->number >= upto ||
 			pg_atomic_read_u32(&chunk->state) != BATCHER_CHUNK_COMMITTED)
@@ -144,8 +74,9 @@ gather_purge(BatcherLaneView *view)
 		{
 			if (row->flags & BATCHER_ROW_DONE)
 				continue;
-			add_row(batch, chunk, row, NULL);
-			batch->rows[batch->nrows - 1].outcome = BATCHER_OUTCOME_PURGED;
+			j = batcher_batch_add(batch, chunk, row);
+			batch->rows[j].outcome = BATCHER_OUTCOME_PURGED;
+			batch->oldest_at = Min(batch->oldest_at, chunk->committed_at);
 		}
 	}
 	if (batch->nrows == 0)
@@ -190,12 +121,18 @@ gather_retries(BatcherLaneView *view, TimestampTz now, int max_rows)
 
 	if (unit == NULL || unit->time > now)
 		return NULL;
-	batch = make_batch(BATCHER_REASON_RETRY);
+	batch = batcher_batch_make(BATCHER_REASON_RETRY);
 	while (n < max && unit && unit->time <= now)
 	{
+		bool		alone = batcher_row_is_alone(view, unit->head->row);
+
+		if (alone && n > 0)
+			break;
 		batcher_unit_take_off(index, unit);
-		take_row(view, batch, unit);
+		batcher_batch_take(view, batch, unit);
 		units[n++] = unit;
+		if (alone)
+			break;
 		unit = batcher_first_by_time(&index->retries);
 	}
 	for (i = 0; i < n; i++)
@@ -203,46 +140,86 @@ gather_retries(BatcherLaneView *view, TimestampTz now, int max_rows)
 	return batch;
 }
 
-/* The chunk of the first immediate row of a unit. */
-static BatcherChunk *
-immediate_chunk(const BatcherUnit *unit)
+/* The first row of a unit that is to leave at once. */
+static BatcherRef *
+first_urgent(BatcherLaneView *view, const BatcherUnit *unit)
 {
 	BatcherRef *ref = unit->head;
 
-	while (!(ref->row->flags & BATCHER_ROW_IMMEDIATE))
+	while (!(ref->row->flags & BATCHER_ROW_IMMEDIATE) &&
+		   !batcher_row_is_alone(view, ref->row))
 		ref = ref->next;
-	return ref->chunk;
+	return ref;
 }
 
 /*
- * A batch of immediate rows, those of one chunk, and of what waits with their
- * keys; or NULL.
+ * Take the rows of a unit that was taken off, up to the first that is a batch
+ * of its own; without key only those of one chunk.
+ */
+static void
+take_urgent(BatcherLaneView *view, BatcherBatch *batch, BatcherUnit *unit,
+			BatcherChunk *chunk, int max_rows)
+{
+	do
+	{
+		batcher_batch_take(view, batch, unit);
+	} while (unit->nready > 0 && batch->nrows < max_rows &&
+			 !batcher_row_is_alone(view, unit->head->row) &&
+			 (unit->id.class == BATCHER_UNIT_KEY ||
+			  unit->head->chunk == chunk));
+}
+
+/*
+ * A batch of what is to leave at once, or NULL: a row that is a batch of its
+ * own, or what waits with its key, which goes before it; or immediate rows,
+ * those of one chunk, and what waits with their keys.
  */
 static BatcherBatch *
-gather_immediate(BatcherLaneView *view, int max_rows)
+gather_urgent(BatcherLaneView *view, int max_rows)
 {
 	BatcherIndex *index = view->index;
 	BatcherUnit *unit = batcher_first_by_priority(&index->urgent);
+	BatcherRef *urgent;
 	BatcherChunk *chunk;
 	BatcherBatch *batch;
 
 	if (unit == NULL)
 		return NULL;
 	batcher_debug_point("immediate");
-	chunk = immediate_chunk(unit);
-	batch = make_batch(BATCHER_REASON_IMMEDIATE);
-	while (unit && batch->nrows < max_rows &&
-		   immediate_chunk(unit) == chunk)
+	batch = batcher_batch_make(BATCHER_REASON_IMMEDIATE);
+	urgent = first_urgent(view, unit);
+	chunk = urgent->chunk;
+	if (batcher_row_is_alone(view, urgent->row))
 	{
 		batcher_unit_take_off(index, unit);
-		while (unit->nready > 0 && batch->nrows < max_rows &&
-			   (unit->id.class == BATCHER_UNIT_KEY ||
-				unit->head->chunk == chunk))
-			take_row(view, batch, unit);
+		batch->alone = urgent == unit->head;
+		if (batch->alone)
+			batcher_batch_take(view, batch, unit);
+		else
+			take_urgent(view, batch, unit, chunk, max_rows);
+		batcher_unit_put(view, unit);
+		return batch;
+	}
+	while (unit && batch->nrows < max_rows)
+	{
+		urgent = first_urgent(view, unit);
+		if (urgent->chunk != chunk || batcher_row_is_alone(view, urgent->row))
+			break;
+		batcher_unit_take_off(index, unit);
+		take_urgent(view, batch, unit, chunk, max_rows);
 		batcher_unit_put(view, unit);
 		unit = batcher_first_by_priority(&index->urgent);
 	}
 	return batch;
+}
+
+/* Is the row that is to leave at once first a batch of its own? */
+static bool
+first_is_alone(BatcherLaneView *view)
+{
+	BatcherUnit *unit = batcher_first_by_priority(&view->index->urgent);
+
+	return unit && batcher_row_is_alone(view, unit->head->row);
 }
 
 /* Has a unit waited for so long that its priority does not count? */
@@ -278,13 +255,25 @@ comes_first(BatcherUnit *unit, const BatcherUnit *other, TimestampTz now,
 	return is_aged(unit, now, limits) || batcher_unit_compare(unit, other) > 0;
 }
 
+/*
+ * Is what is left of a unit due too?  In a queue with debounce rows without key
+ * have a time each.
+ */
+static bool
+is_due(BatcherLaneView *view, const BatcherUnit *unit, BatcherReason reason,
+	   TimestampTz now)
+{
+	return view->def->options.debounce == 0 ||
+		reason == BATCHER_REASON_FORCED || batcher_unit_due(view, unit) <= now;
+}
+
 /* A batch of what is ready. */
 static BatcherBatch *
 take_ready(BatcherLaneView *view, BatcherReason reason, TimestampTz now,
 		   int max_rows)
 {
 	BatcherIndex *index = view->index;
-	BatcherBatch *batch = make_batch(reason);
+	BatcherBatch *batch = batcher_batch_make(reason);
 	BatcherUnit *unit;
 
 	while (batch->nrows < max_rows &&
@@ -296,12 +285,45 @@ take_ready(BatcherLaneView *view, BatcherReason reason, TimestampTz now,
 		next = next_unit(index, now, &view->limits);
 		do
 		{
-			take_row(view, batch, unit);
+			batcher_batch_take(view, batch, unit);
 		} while (batch->nrows < max_rows && unit->nready > 0 &&
+				 is_due(view, unit, reason, now) &&
 				 (next == NULL || comes_first(unit, next, now, &view->limits)));
 		batcher_unit_put(view, unit);
 	}
 	return batch;
+}
+
+/*
+ * Move what is due in a queue with debounce to what waits to be taken; 'all':
+ * everything is due.  Returns when the next one is.
+ */
+static TimestampTz
+fire_timers(BatcherLaneView *view, TimestampTz now, bool all)
+{
+	BatcherIndex *index = view->index;
+	double		debounce = view->def->options.debounce;
+	BatcherUnit *unit;
+
+	while ((unit = batcher_first_by_time(&index->timers)) != NULL)
+	{
+		TimestampTz due = batcher_unit_due(view, unit);
+
+		if (!all && due > now)
+		{
+			if (due == unit->time)
+				return due;
+			/* something has come for it since */
+			batcher_unit_take_off(index, unit);
+			batcher_unit_put(view, unit);
+			continue;
+		}
+		batcher_unit_take_off(index, unit);
+		unit->swept = unit->id.class == BATCHER_UNIT_KEY &&
+			due < batcher_clock_add_ms(unit->newest_at, debounce);
+		batcher_unit_put_due(view, unit);
+	}
+	return BATCHER_NEVER;
 }
 
 /* The oldest commit of rows that an undecided chunk holds back. */
@@ -331,6 +353,27 @@ oldest_waiting(BatcherLaneView *view)
 	return 0;
 }
 
+/* Tell when we look again, and how a commit before that is noticed. */
+static void
+set_deadline(BatcherLaneView *view, TimestampTz due, TimestampTz now,
+			 bool forced)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	BatcherUnit *retry = batcher_first_by_time(&view->index->retries);
+	TimestampTz held_at = held_since(view->index);
+
+	view->deadline = Min(due, retry ? retry->time : BATCHER_NEVER);
+	pg_atomic_write_u64(&lane->oldest_at, oldest_waiting(view));
+	pg_atomic_write_u64(&lane->next_flush_at,
+						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
+	pg_atomic_write_u32(&lane->timers, view->index->ntimers);
+	view->wants_news = view->deadline >
+		batcher_clock_add_ms(now, view->limits.soonest) ||
+		(held_at != BATCHER_NEVER &&
+		 (forced || held_at == 0 ||
+		  batcher_clock_add_ms(held_at, view->limits.window) <= now));
+}
+
 /*
  * A batch of what has not failed yet, if it is due; else NULL, and
  * view->deadline is when.  'force': it is due now.
@@ -339,37 +382,32 @@ static BatcherBatch *
 gather_rows(BatcherLaneView *view, TimestampTz now, int max_rows,
 			bool force, uint64 force_below)
 {
-	BatcherSharedLane *lane = &view->queue->lane;
 	BatcherIndex *index = view->index;
-	BatcherUnit *oldest = batcher_first_by_time(&index->ages);
-	BatcherUnit *retry = batcher_first_by_time(&index->retries);
-	TimestampTz held_at = held_since(index);
+	bool		debounces = view->def->options.debounce > 0;
+	bool		asked = force_below > 0;
+	BatcherUnit *oldest;
 	TimestampTz due = BATCHER_NEVER;
-	BatcherReason reason;
 
-	if (oldest)
+	force |= asked && has_rows_below(view, force_below);
+	if (debounces)
+		due = fire_timers(view, now, force);
+	oldest = batcher_first_by_time(&index->ages);
+	if (!debounces && oldest)
 		due = batcher_clock_add_ms(oldest->time, view->limits.window);
-	view->deadline = Min(due, retry ? retry->time : BATCHER_NEVER);
-	pg_atomic_write_u64(&lane->oldest_at, oldest_waiting(view));
-	pg_atomic_write_u64(&lane->next_flush_at,
-						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
-	view->wants_news = view->deadline >
-		batcher_clock_add_ms(now, view->limits.window);
-	if (held_at != BATCHER_NEVER &&
-		(force || force_below > 0 || held_at == 0 ||
-		 batcher_clock_add_ms(held_at, view->limits.window) <= now))
-		view->wants_news = true;
+	set_deadline(view, due, now, force || asked);
 	if (oldest == NULL)
 		return NULL;
-	if (force || (force_below > 0 && has_rows_below(view, force_below)))
-		reason = BATCHER_REASON_FORCED;
-	else if (index->nready >= view->limits.size)
-		reason = BATCHER_REASON_SIZE;
-	else if (due <= now)
-		reason = BATCHER_REASON_TIME;
-	else
-		return NULL;
-	return take_ready(view, reason, now, max_rows);
+	if (force)
+		return take_ready(view, BATCHER_REASON_FORCED, now, max_rows);
+	if (debounces)
+		return take_ready(view, next_unit(index, now, &view->limits)->swept ?
+						  BATCHER_REASON_SWEPT : BATCHER_REASON_DEBOUNCED,
+						  now, max_rows);
+	if (index->nready >= view->limits.size)
+		return take_ready(view, BATCHER_REASON_SIZE, now, max_rows);
+	if (due <= now)
+		return take_ready(view, BATCHER_REASON_TIME, now, max_rows);
+	return NULL;
 }
 
 /* Choose a batch from the index, which is up to date. */
@@ -404,6 +442,8 @@ gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
 		return NULL;
 	}
 	max_rows = batcher_schedule_limits(view, now, max_rows);
+	if (max_rows == 0 && first_is_alone(view))
+		return gather_urgent(view, 1);
 	if (max_rows == 0)
 	{
 		view->deadline = view->limits.rows_at;
@@ -412,7 +452,7 @@ gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
 	}
 	batch = gather_retries(view, now, max_rows);
 	if (batch == NULL)
-		batch = gather_immediate(view, max_rows);
+		batch = gather_urgent(view, max_rows);
 	if (batch == NULL)
 		batch = gather_rows(view, now, max_rows, draining,
 							asked ? flush_upto : 0);
@@ -423,7 +463,7 @@ gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
  * The next batch of a lane, in the current context, if one is due; else NULL,
  * and view->deadline is when to look again.  'draining': everything is due but
  * what failed and waits to be tried again.  Whatever becomes of the batch,
- * batcher_gather_return is to be called.
+ * batcher_batch_return is to be called.
  */
 BatcherBatch *
 batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
@@ -436,7 +476,10 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 
 	batch = gather_purge(view);
 	if (batch)
+	{
+		batcher_batch_complete(batch);
 		return batch;
+	}
 	if (view->def->paused)
 	{
 		pg_atomic_write_u64(&view->queue->lane.next_flush_at, 0);
@@ -444,7 +487,10 @@ batcher_gather(BatcherLaneView *view, TimestampTz now, bool draining)
 	}
 	batch = gather_from_index(view, now, draining);
 	if (batch)
+	{
 		batch->index = view->index;
+		batcher_batch_complete(batch);
+	}
 	return batch;
 }
 

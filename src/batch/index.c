@@ -114,6 +114,7 @@ make_index(void)
 	init_heap(&index->ages, compare_by_time);
 	init_heap(&index->ready, compare_by_priority);
 	init_heap(&index->retries, compare_by_time);
+	init_heap(&index->timers, compare_by_time);
 	init_heap(&index->urgent, compare_by_priority);
 	dlist_init(&index->held);
 	return index;

@@ -2,7 +2,7 @@
  * index.h
  *	  The waiting rows of a lane, in the order in which they may leave.
  *
- * See index.c.  For unit.c, index.c and gather.c only.
+ * See index.c.  For unit.c, index.c, take.c and gather.c only.
  */
 #ifndef BATCHER_INDEX_H
 #define BATCHER_INDEX_H
@@ -25,6 +25,7 @@ typedef enum BatcherUnitClass
 	BATCHER_UNIT_KEY,			/* a key */
 	BATCHER_UNIT_LEVEL,			/* no key, and a priority */
 	BATCHER_UNIT_IMMEDIATE,		/* the same, and they are immediate */
+	BATCHER_UNIT_ALONE,			/* the same, and each is a batch of its own */
 	BATCHER_UNIT_SINGLE			/* no key, one row that has failed */
 } BatcherUnitClass;
 
@@ -39,6 +40,7 @@ typedef struct BatcherUnitId
 typedef enum BatcherPlace
 {
 	BATCHER_PLACE_NONE,			/* its first row is held back */
+	BATCHER_PLACE_TIMER,		/* in 'timers' */
 	BATCHER_PLACE_WAITING,		/* in 'ages' and 'ready' */
 	BATCHER_PLACE_RETRY,		/* in 'retries' */
 	BATCHER_PLACE_URGENT		/* in 'urgent' */
@@ -56,14 +58,19 @@ typedef struct BatcherUnit
 								 * again; NULL: none */
 	BatcherRef *last;			/* the row before it, if nready > 0 */
 	int			nready;			/* rows before it */
-	int			nurgent;		/* of these, immediate ones */
+	int			nurgent;		/* of these, immediate ones and such that are a
+								 * batch of their own */
+	int			nalone;			/* of these, the latter */
 	int32		priority;		/* the highest of these */
 	int			npriority;		/* how many have it; 0: it is to be found */
 	TimestampTz oldest_at;		/* the oldest commit of these */
+	TimestampTz newest_at;		/* and the newest */
 	TimestampTz held_at;		/* the oldest commit of those that an undecided
 								 * barrier holds back, 0 if one is immediate */
 	BatcherPlace place;
 	int			weight;			/* counted in the index's 'nready' */
+	bool		split;			/* its rows are not merged, because that failed */
+	bool		swept;			/* it is due because of max_wait */
 	TimestampTz time;			/* when it began to wait, or is tried again */
 	pairingheap_node by_time;
 	pairingheap_node by_priority;
@@ -90,6 +97,9 @@ struct BatcherIndex
 	pairingheap ages;			/* what waits, longest first */
 	pairingheap ready;			/* the same, highest priority first */
 	pairingheap retries;		/* by the time of the retry */
+	pairingheap timers;			/* by the end of debounce or max_wait, which may
+								 * have moved on since */
+	int			ntimers;
 	pairingheap urgent;			/* what is to leave at once */
 	dlist_head	held;			/* units with rows that an undecided one holds
 								 * back */
@@ -124,6 +134,14 @@ extern int	batcher_unit_compare_age(const BatcherUnit *a,
 extern int	batcher_unit_compare(const BatcherUnit *a, const BatcherUnit *b);
 extern void batcher_unit_take_off(BatcherIndex *index, BatcherUnit *unit);
 extern void batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit);
+extern TimestampTz batcher_unit_due(BatcherLaneView *view,
+									const BatcherUnit *unit);
+extern void batcher_unit_put_due(BatcherLaneView *view, BatcherUnit *unit);
+extern bool batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row);
+extern bool batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit);
+extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,
+							   BatcherRow *row);
+extern int32 batcher_row_priority(const BatcherRow *row);
 extern BatcherRef *batcher_unit_append(BatcherLaneView *view,
 									   BatcherChunk *chunk, BatcherRow *row);
 extern void batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
@@ -132,6 +150,14 @@ extern BatcherRef *batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit);
 extern void batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref);
 extern void batcher_unit_forget_ref(BatcherIndex *index, BatcherRef *ref);
 extern void batcher_unit_force_retries(BatcherLaneView *view);
+
+/* take.c */
+extern BatcherBatch *batcher_batch_make(BatcherReason reason);
+extern int	batcher_batch_add(BatcherBatch *batch, BatcherChunk *chunk,
+							  BatcherRow *row);
+extern void batcher_batch_take(BatcherLaneView *view, BatcherBatch *batch,
+							   BatcherUnit *unit);
+extern void batcher_batch_complete(BatcherBatch *batch);
 
 /* index.c */
 extern void batcher_index_update(BatcherLaneView *view);

@@ -234,7 +234,7 @@ batcher_insert_sql(const BatcherQueueDef *def, const char *target_name,
 static Jsonb *
 row_payload(BatcherBatch *batch, int row, BatcherRowParts *parts)
 {
-	batcher_row_read(batch->rows[row].chunk, batch->rows[row].row, parts);
+	batcher_batch_read(&batch->rows[row], parts);
 	return (Jsonb *) parts->payload;
 }
 

@@ -247,8 +247,13 @@ judge_rows(BatcherIsolation *iso)
 		else if (iso->faults[i] == BATCHER_FAULT_ROW ||
 				 (iso->faults[i] == BATCHER_FAULT_STATEMENT &&
 				  (batch->nflushed > 0 || failed_so_alone(iso, r))))
-			r->outcome = r->row->attempts + 1 >= max_attempts ?
+		{
+			/* of several rows that are merged, who knows which is at fault */
+			r->split = r->merged != NULL;
+			r->outcome = r->split ? BATCHER_OUTCOME_PUT_OFF :
+				r->row->attempts + 1 >= max_attempts ?
 				BATCHER_OUTCOME_DEAD : BATCHER_OUTCOME_FAILED;
+		}
 	}
 }
 
@@ -260,8 +265,9 @@ has_effect(BatcherBatch *batch)
 
 	for (i = 0; i < batch->nrows; i++)
 	{
-		if (batch->rows[i].outcome != BATCHER_OUTCOME_STAYS &&
-			batch->rows[i].outcome != BATCHER_OUTCOME_PUT_OFF)
+		if (batch->rows[i].split ||
+			(batch->rows[i].outcome != BATCHER_OUTCOME_STAYS &&
+			 batch->rows[i].outcome != BATCHER_OUTCOME_PUT_OFF))
 			return true;
 	}
 	return false;
@@ -286,7 +292,10 @@ batcher_isolation_run(BatcherIsolation *iso)
 									view->def->options.flush_timeout);
 	batch->nflushed = 0;
 	for (i = 0; i < batch->nrows; i++)
+	{
 		batch->rows[i].outcome = BATCHER_OUTCOME_STAYS;
+		batch->rows[i].split = false;
+	}
 
 	if (batch->reason == BATCHER_REASON_RETRY)
 	{
@@ -350,6 +359,8 @@ batcher_isolation_finish(BatcherIsolation *iso, bool committed)
 
 		if (!committed)
 			put_off_uncharged(iso, i, random);
+		else if (r->split)
+			continue;
 		else if (r->outcome == BATCHER_OUTCOME_FAILED ||
 				 r->outcome == BATCHER_OUTCOME_PUT_OFF)
 			batcher_retry_add(iso->view, row_ticket(r), r->row->attempts, alone,

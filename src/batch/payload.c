@@ -103,7 +103,7 @@ sort_by_channel(const BatcherQueueDef *def, BatcherBatch *batch)
 
 		if (batch->rows[i].outcome != BATCHER_OUTCOME_FLUSHED)
 			continue;
-		batcher_row_read(batch->rows[i].chunk, batch->rows[i].row, &row->parts);
+		batcher_batch_read(&batch->rows[i], &row->parts);
 		row->next = NULL;
 		expand_channel(def, &row->parts, &s, channel);
 		on = hash_search(table, channel, HASH_ENTER, &found);

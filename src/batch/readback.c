@@ -28,8 +28,12 @@
 
 #define MAX_ENTRIES		(4 * 1024 * 1024)
 
-/* Rows are read ahead up to so many bytes. */
+/*
+ * Rows are read ahead up to so many bytes; and so many times more where rows of
+ * one key become one, because what is at hand may be waiting for later ones.
+ */
 #define READ_AHEAD		(4 * 1024 * 1024)
+#define MORE_AHEAD		16
 
 /*
  * One tuple.  Tuples that one large transaction sealed have a group, and come
@@ -139,21 +143,33 @@ wants_scan(BatcherLaneView *view)
 		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) > rb->nlive;
 }
 
+/* May more be read, as far as memory is concerned? */
+static bool
+has_room(BatcherLaneView *view)
+{
+	return view->readback->bytes < READ_AHEAD *
+		(view->def->options.key_policy == BATCHER_KEYS_ALL ? 1 : MORE_AHEAD);
+}
+
 /*
  * Whether more should be read: the lane is spilled, and fewer rows than a
  * batch takes are at hand.  What is held back, or waits to be tried again, is
- * no row for the next batch.
+ * no row for the next batch.  Where rows of one key become one, those that
+ * were found in the spool are read in any case.
  */
 bool
 batcher_readback_low(BatcherLaneView *view)
 {
 	BatcherReadback *rb = view->readback;
+	const BatcherOptions *options = &view->def->options;
+	bool		low = batcher_gather_ready(view) < options->max_batch_size;
 
-	if (!batcher_lane_spilled(&view->queue->lane) ||
-		batcher_gather_ready(view) >= view->def->options.max_batch_size)
+	if (!batcher_lane_spilled(&view->queue->lane))
 		return false;
-	return rb == NULL || wants_scan(view) ||
-		(rb->next < rb->nentries && rb->bytes < READ_AHEAD);
+	if (rb == NULL || rb->next < rb->nentries)
+		return (low || options->key_policy != BATCHER_KEYS_ALL) &&
+			(rb == NULL || has_room(view));
+	return low && wants_scan(view);
 }
 
 /*
@@ -355,15 +371,16 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 
 /* Fetch what the entries name, up to the read-ahead. */
 static void
-fetch_chunks(BatcherReadback *rb, Relation spool)
+fetch_chunks(BatcherLaneView *view, Relation spool)
 {
+	BatcherReadback *rb = view->readback;
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	MemoryContext scratch = AllocSetContextCreate(CurrentMemoryContext,
 												  "batcher fetch",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(scratch);
 
-	while (rb->next < rb->nentries && rb->bytes < READ_AHEAD)
+	while (rb->next < rb->nentries && has_room(view))
 	{
 		Entry	   *entry = &rb->entries[rb->next];
 		BatcherChunk *chunk;
@@ -427,7 +444,7 @@ batcher_readback_refill(BatcherLaneView *view)
 	if (view->readback == NULL || wants_scan(view))
 		(void) scan_spool(view, spool, version);
 	if (view->readback)
-		fetch_chunks(view->readback, spool);
+		fetch_chunks(view, spool);
 	table_close(spool, AccessShareLock);
 	CommitTransactionCommand();
 }

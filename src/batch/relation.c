@@ -86,7 +86,7 @@ store_row(Tuplestorestate *store, TupleDesc desc, BatcherBatch *batch,
 	Datum	   *v = values + nown;
 	BatcherRowParts parts;
 
-	batcher_row_read(chunk, batch->rows[index].row, &parts);
+	batcher_batch_read(&batch->rows[index], &parts);
 	if (row_type)
 		batcher_row_type_read(row_type, (Jsonb *) parts.payload, values, nulls);
 	else

@@ -200,7 +200,8 @@ batcher_schedule_limits(BatcherLaneView *view, TimestampTz now, int max_rows)
 	const BatcherOptions *options = &view->def->options;
 
 	view->limits.size = options->flush_size;
-	view->limits.window = view->limits.longest = options->flush_interval;
+	view->limits.window = view->limits.longest = options->debounce > 0 ?
+		options->max_wait : options->flush_interval;
 	view->limits.rows_at = BATCHER_NEVER;
 	if (options->adaptive)
 	{
@@ -214,6 +215,8 @@ batcher_schedule_limits(BatcherLaneView *view, TimestampTz now, int max_rows)
 		memset(&view->pace, 0, sizeof(view->pace));
 		pg_atomic_write_u32(&view->queue->lane.current_size, 0);
 	}
+	view->limits.soonest = options->debounce > 0 ? options->debounce :
+		view->limits.window;
 	view->limits.size = Min(view->limits.size, max_rows);
 	if (options->rate_limit > 0)
 		max_rows = limit_rate(view, now, max_rows);

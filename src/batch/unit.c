@@ -40,8 +40,11 @@ batcher_unit_compare(const BatcherUnit *a, const BatcherUnit *b)
 	return batcher_unit_compare_age(a, b);
 }
 
-static int32
-row_priority(const BatcherRow *row)
+/*
+ * The priority of a row.
+ */
+int32
+batcher_row_priority(const BatcherRow *row)
 {
 	int32		priority = 0;
 
@@ -49,6 +52,26 @@ row_priority(const BatcherRow *row)
 		memcpy(&priority, (const char *) row + sizeof(BatcherRow),
 			   sizeof(priority));
 	return priority;
+}
+
+/*
+ * Is a row a batch of its own, because its session or its queue gathers
+ * nothing?
+ */
+bool
+batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row)
+{
+	return (row->flags & BATCHER_ROW_ALONE) || !view->def->options.enabled;
+}
+
+/*
+ * Do the rows of a unit become one?
+ */
+bool
+batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit)
+{
+	return unit->id.class == BATCHER_UNIT_KEY && !unit->split &&
+		view->def->options.key_policy != BATCHER_KEYS_ALL;
 }
 
 /* Does a row wait to be tried again by itself? */
@@ -75,9 +98,10 @@ identify_unit(BatcherLaneView *view, const BatcherRef *ref, BatcherUnitId *id)
 	}
 	else
 	{
-		id->class = ref->row->flags & BATCHER_ROW_IMMEDIATE ?
-			BATCHER_UNIT_IMMEDIATE : BATCHER_UNIT_LEVEL;
-		id->number = (uint32) row_priority(ref->row);
+		id->class = batcher_row_is_alone(view, ref->row) ? BATCHER_UNIT_ALONE :
+			ref->row->flags & BATCHER_ROW_IMMEDIATE ? BATCHER_UNIT_IMMEDIATE :
+			BATCHER_UNIT_LEVEL;
+		id->number = (uint32) batcher_row_priority(ref->row);
 	}
 }
 
@@ -91,7 +115,7 @@ get_unit(BatcherIndex *index, const BatcherUnitId *id)
 	{
 		memset((char *) unit + sizeof(BatcherUnitId), 0,
 			   sizeof(BatcherUnit) - sizeof(BatcherUnitId));
-		unit->oldest_at = unit->held_at = BATCHER_NEVER;
+		unit->held_at = BATCHER_NEVER;
 		unit->place = BATCHER_PLACE_NONE;
 	}
 	return unit;
@@ -134,6 +158,11 @@ batcher_unit_take_off(BatcherIndex *index, BatcherUnit *unit)
 			pairingheap_remove(&index->ready, &unit->by_priority);
 			index->nready -= unit->weight;
 			break;
+		case BATCHER_PLACE_TIMER:
+			pairingheap_remove(&index->timers, &unit->by_time);
+			index->ntimers--;
+			index->nready -= unit->weight;
+			break;
 		case BATCHER_PLACE_RETRY:
 			pairingheap_remove(&index->retries, &unit->by_time);
 			break;
@@ -162,7 +191,7 @@ find_priority(BatcherUnit *unit)
 
 	for (ref = unit->head; ref != unit->barrier; ref = ref->next)
 	{
-		int32		priority = row_priority(ref->row);
+		int32		priority = batcher_row_priority(ref->row);
 
 		if (unit->npriority == 0 || priority > unit->priority)
 		{
@@ -175,6 +204,64 @@ find_priority(BatcherUnit *unit)
 }
 
 /*
+ * When a unit of a queue with debounce is due.  Rows without key stand alone:
+ * the first one counts.
+ */
+TimestampTz
+batcher_unit_due(BatcherLaneView *view, const BatcherUnit *unit)
+{
+	const BatcherOptions *options = &view->def->options;
+	TimestampTz quiet_since = unit->id.class == BATCHER_UNIT_KEY ?
+		unit->newest_at : unit->oldest_at;
+
+	return Min(batcher_clock_add_ms(quiet_since, options->debounce),
+			   batcher_clock_add_ms(unit->oldest_at, options->max_wait));
+}
+
+/*
+ * When what is to leave first of a unit is tried again; BATCHER_NO_RETRY if it
+ * does not wait for that.
+ */
+static TimestampTz
+unit_retry_at(BatcherLaneView *view, const BatcherUnit *unit)
+{
+	const BatcherRef *ref = unit->head;
+
+	if (unit->barrier == unit->head)
+		return batcher_retry_at(view, ref->chunk, ref->row);
+	if (!batcher_unit_folds(view, unit))
+		return BATCHER_NO_RETRY;
+	/* of the rows that become one it is the one that stays */
+	if (view->def->options.key_policy != BATCHER_KEYS_FIRST)
+	{
+		if (unit->nalone == 0)
+			ref = unit->last;
+		else if (!batcher_row_is_alone(view, ref->row))
+		{
+			while (!batcher_row_is_alone(view, ref->next->row))
+				ref = ref->next;
+		}
+	}
+	return batcher_retry_at(view, ref->chunk, ref->row);
+}
+
+/*
+ * Put a unit that was taken off among those that wait to be taken.
+ */
+void
+batcher_unit_put_due(BatcherLaneView *view, BatcherUnit *unit)
+{
+	BatcherIndex *index = view->index;
+
+	unit->time = unit->oldest_at;
+	unit->place = BATCHER_PLACE_WAITING;
+	unit->weight = batcher_unit_folds(view, unit) ? 1 : unit->nready;
+	index->nready += unit->weight;
+	pairingheap_add(&index->ages, &unit->by_time);
+	pairingheap_add(&index->ready, &unit->by_priority);
+}
+
+/*
  * Put a unit where it belongs, after it was taken off and changed.  One that
  * has become empty is gone.
  */
@@ -182,6 +269,7 @@ void
 batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit)
 {
 	BatcherIndex *index = view->index;
+	TimestampTz retry_at;
 
 	Assert(unit->place == BATCHER_PLACE_NONE);
 	if (unit->head == NULL)
@@ -190,30 +278,46 @@ batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit)
 		(void) hash_search(index->units, &unit->id, HASH_REMOVE, NULL);
 		return;
 	}
-	if (unit->barrier == unit->head)
-	{
-		if (!(unit->head->chunk->flags & BATCHER_CHUNK_SEEN))
-			return;				/* it is undecided */
-		unit->time = batcher_retry_at(view, unit->head->chunk,
-									  unit->head->row);
-		unit->place = BATCHER_PLACE_RETRY;
-		pairingheap_add(&index->retries, &unit->by_time);
-		return;
-	}
+	if (!(unit->head->chunk->flags & BATCHER_CHUNK_SEEN))
+		return;					/* it is undecided */
 	if (unit->npriority == 0)
 		find_priority(unit);
-	unit->time = unit->oldest_at;
-	if (unit->nurgent > 0)
+	retry_at = unit_retry_at(view, unit);
+	if (retry_at != BATCHER_NO_RETRY)
 	{
+		unit->time = retry_at;
+		unit->place = BATCHER_PLACE_RETRY;
+		pairingheap_add(&index->retries, &unit->by_time);
+	}
+	else if (unit->nurgent > 0)
+	{
+		unit->time = unit->oldest_at;
 		unit->place = BATCHER_PLACE_URGENT;
 		pairingheap_add(&index->urgent, &unit->by_priority);
-		return;
 	}
-	unit->place = BATCHER_PLACE_WAITING;
-	unit->weight = unit->nready;
-	index->nready += unit->weight;
-	pairingheap_add(&index->ages, &unit->by_time);
-	pairingheap_add(&index->ready, &unit->by_priority);
+	else if (view->def->options.debounce > 0)
+	{
+		unit->time = batcher_unit_due(view, unit);
+		unit->place = BATCHER_PLACE_TIMER;
+		unit->weight = 0;
+		pairingheap_add(&index->timers, &unit->by_time);
+		index->ntimers++;
+	}
+	else
+		batcher_unit_put_due(view, unit);
+}
+
+/* Count a row, by 1 or -1, if it is one that is to leave at once. */
+static void
+count_urgent(BatcherLaneView *view, BatcherUnit *unit, const BatcherRow *row,
+			 int by)
+{
+	bool		alone = batcher_row_is_alone(view, row);
+
+	if (alone || (row->flags & BATCHER_ROW_IMMEDIATE))
+		unit->nurgent += by;
+	if (alone)
+		unit->nalone += by;
 }
 
 /*
@@ -221,9 +325,10 @@ batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit)
  * after those that were.
  */
 static void
-count_ready(BatcherUnit *unit, BatcherRef *ref, bool is_last)
+count_ready(BatcherLaneView *view, BatcherUnit *unit, BatcherRef *ref,
+			bool is_last)
 {
-	int32		priority = row_priority(ref->row);
+	int32		priority = batcher_row_priority(ref->row);
 
 	if (unit->nready == 0 || priority > unit->priority)
 	{
@@ -234,32 +339,37 @@ count_ready(BatcherUnit *unit, BatcherRef *ref, bool is_last)
 		unit->npriority++;
 	if (is_last || unit->nready == 0)
 		unit->last = ref;
+	if (unit->nready == 0)
+		unit->oldest_at = unit->newest_at = ref->chunk->committed_at;
 	unit->nready++;
 	unit->oldest_at = Min(unit->oldest_at, ref->chunk->committed_at);
-	if (ref->row->flags & BATCHER_ROW_IMMEDIATE)
-		unit->nurgent++;
+	unit->newest_at = Max(unit->newest_at, ref->chunk->committed_at);
+	count_urgent(view, unit, ref->row, 1);
 }
 
 /* The same, of a row that is taken out. */
 static void
-uncount_ready(BatcherUnit *unit, const BatcherRef *ref)
+uncount_ready(BatcherLaneView *view, BatcherUnit *unit, const BatcherRef *ref)
 {
 	unit->nready--;
-	if (row_priority(ref->row) == unit->priority && unit->npriority > 0)
+	if (batcher_row_priority(ref->row) == unit->priority && unit->npriority > 0)
 		unit->npriority--;
-	if (ref->row->flags & BATCHER_ROW_IMMEDIATE)
-		unit->nurgent--;
-	if (unit->nready == 0)
-		unit->oldest_at = BATCHER_NEVER;
-	else
+	count_urgent(view, unit, ref->row, -1);
+	if (unit->nready > 0)
 		unit->oldest_at = unit->head->chunk->committed_at;
 }
 
-/* Does a row hold back those behind it? */
+/*
+ * Does a row hold back those behind it?  One that is tried again does, unless
+ * they become one with it.
+ */
 static bool
-holds_back(BatcherLaneView *view, const BatcherRef *ref)
+holds_back(BatcherLaneView *view, const BatcherUnit *unit,
+		   const BatcherRef *ref)
 {
-	return !(ref->chunk->flags & BATCHER_CHUNK_SEEN) || is_retried(view, ref);
+	if (!(ref->chunk->flags & BATCHER_CHUNK_SEEN))
+		return true;
+	return !batcher_unit_folds(view, unit) && is_retried(view, ref);
 }
 
 /* Take the first row off, which is not ready or was counted out. */
@@ -300,9 +410,9 @@ advance_barrier(BatcherLaneView *view, BatcherUnit *unit)
 			batcher_unit_forget_ref(view->index, ref);
 			continue;
 		}
-		if (holds_back(view, ref))
+		if (holds_back(view, unit, ref))
 			break;
-		count_ready(unit, ref, true);
+		count_ready(view, unit, ref, true);
 		unit->barrier = ref->next;
 		previous = ref;
 	}
@@ -313,13 +423,15 @@ advance_barrier(BatcherLaneView *view, BatcherUnit *unit)
 
 /* Note that a committed row is behind an undecided one. */
 static void
-note_held(BatcherIndex *index, BatcherUnit *unit, const BatcherChunk *chunk,
+note_held(BatcherLaneView *view, BatcherUnit *unit, const BatcherChunk *chunk,
 		  const BatcherRow *row)
 {
+	bool		urgent = (row->flags & BATCHER_ROW_IMMEDIATE) ||
+		batcher_row_is_alone(view, row);
+
 	if (unit->held_at == BATCHER_NEVER)
-		dlist_push_tail(&index->held, &unit->held);
-	unit->held_at = Min(unit->held_at, row->flags & BATCHER_ROW_IMMEDIATE ? 0 :
-						chunk->committed_at);
+		dlist_push_tail(&view->index->held, &unit->held);
+	unit->held_at = Min(unit->held_at, urgent ? 0 : chunk->committed_at);
 }
 
 /* Is the first row of a unit that holds others back undecided? */
@@ -353,10 +465,10 @@ batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
 	if (unit->barrier)
 	{
 		if (seen && is_undecided(unit))
-			note_held(index, unit, chunk, row);
+			note_held(view, unit, chunk, row);
 		return ref;
 	}
-	if (holds_back(view, ref))
+	if (holds_back(view, unit, ref))
 	{
 		unit->barrier = ref;
 		if (unit->head == ref)
@@ -364,18 +476,24 @@ batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
 		return ref;
 	}
 	/* as a rule, nothing changes for the heaps */
-	if (unit->place == BATCHER_PLACE_WAITING &&
+	if ((unit->place == BATCHER_PLACE_WAITING ||
+		 unit->place == BATCHER_PLACE_TIMER) &&
 		!(row->flags & BATCHER_ROW_IMMEDIATE) &&
-		row_priority(row) <= unit->priority &&
+		!batcher_row_is_alone(view, row) &&
+		batcher_row_priority(row) <= unit->priority &&
 		chunk->committed_at >= unit->oldest_at)
 	{
-		count_ready(unit, ref, true);
-		unit->weight++;
-		index->nready++;
+		count_ready(view, unit, ref, true);
+		if (unit->place == BATCHER_PLACE_WAITING &&
+			!batcher_unit_folds(view, unit))
+		{
+			unit->weight++;
+			index->nready++;
+		}
 		return ref;
 	}
 	batcher_unit_take_off(index, unit);
-	count_ready(unit, ref, true);
+	count_ready(view, unit, ref, true);
 	batcher_unit_put(view, unit);
 	return ref;
 }
@@ -412,7 +530,7 @@ batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
 		batcher_unit_put(view, unit);
 	}
 	else if (ref->chunk && is_undecided(unit))
-		note_held(index, unit, chunk, row);
+		note_held(view, unit, chunk, row);
 }
 
 /*
@@ -434,7 +552,7 @@ batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit)
 		return ref;
 	}
 	unlink_head(unit);
-	uncount_ready(unit, ref);
+	uncount_ready(view, unit, ref);
 	return ref;
 }
 
@@ -456,15 +574,14 @@ batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref)
 	unit->id.key = id.key;
 	if (unit->tail == NULL)
 		unit->tail = ref;
-	if (is_retried(view, ref))
+	if (holds_back(view, unit, ref))
 	{
 		/* the others are counted again when this is gone */
 		unit->barrier = ref;
-		unit->nready = unit->nurgent = unit->npriority = 0;
-		unit->oldest_at = BATCHER_NEVER;
+		unit->nready = unit->nurgent = unit->nalone = unit->npriority = 0;
 	}
 	else
-		count_ready(unit, ref, false);
+		count_ready(view, unit, ref, false);
 	batcher_unit_put(view, unit);
 }
 
@@ -488,4 +605,23 @@ batcher_unit_force_retries(BatcherLaneView *view)
 	foreach(lc, units)
 		batcher_unit_put(view, lfirst(lc));
 	list_free(units);
+}
+
+/*
+ * Do not merge the rows of a key any more that wait now.  'row' is one of
+ * them, and was put back.
+ */
+void
+batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk, BatcherRow *row)
+{
+	BatcherUnit *unit = find_unit(view->index, chunk, row);
+
+	if (unit == NULL || unit->split)
+		return;
+	batcher_unit_take_off(view->index, unit);
+	unit->split = true;
+	unit->nready = unit->nurgent = unit->nalone = unit->npriority = 0;
+	unit->barrier = unit->head;
+	advance_barrier(view, unit);
+	batcher_unit_put(view, unit);
 }

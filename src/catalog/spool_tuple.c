@@ -39,12 +39,14 @@ enum
 	COL_PRIORITIES,
 	COL_ATTEMPTS_EACH,
 	COL_IMMEDIATE_EACH,
-	NUM_COLS = COL_IMMEDIATE_EACH
+	COL_ALONE,
+	COL_ALONE_EACH,
+	NUM_COLS = COL_ALONE_EACH
 };
 
 /*
  * What is stored of a row.  Null stands for no key, no topic, and the usual
- * priority, attempts and immediate; where all rows have it, for the array.
+ * priority, attempts, immediate and alone; where all rows have it, for the array.
  */
 enum
 {
@@ -55,6 +57,7 @@ enum
 	PART_PRIORITY,
 	PART_ATTEMPTS,
 	PART_IMMEDIATE,
+	PART_ALONE,
 	NUM_PARTS
 };
 
@@ -75,6 +78,7 @@ static const struct
 	{COL_PRIORITY, COL_PRIORITIES, INT4OID, 4, true, TYPALIGN_INT},
 	{COL_ATTEMPTS, COL_ATTEMPTS_EACH, INT4OID, 4, true, TYPALIGN_INT},
 	{COL_IMMEDIATE, COL_IMMEDIATE_EACH, BOOLOID, 1, true, TYPALIGN_CHAR},
+	{COL_ALONE, COL_ALONE_EACH, BOOLOID, 1, true, TYPALIGN_CHAR},
 };
 
 /* What is stored of a row, part by part. */
@@ -94,6 +98,8 @@ split_row(const BatcherRowParts *parts, Datum *values, bool *nulls)
 	nulls[PART_ATTEMPTS] = parts->attempts == 0;
 	values[PART_IMMEDIATE] = BoolGetDatum(parts->immediate);
 	nulls[PART_IMMEDIATE] = !parts->immediate;
+	values[PART_ALONE] = BoolGetDatum(parts->alone);
+	nulls[PART_ALONE] = !parts->alone;
 }
 
 /* Set the columns of a tuple with these 'n' rows. */
@@ -272,6 +278,9 @@ read_part(int p, Datum value, BatcherRowParts *row)
 			break;
 		case PART_IMMEDIATE:
 			row->immediate = DatumGetBool(value);
+			break;
+		case PART_ALONE:
+			row->alone = DatumGetBool(value);
 			break;
 	}
 }

@@ -70,6 +70,7 @@ batcher_enqueue_parts(BatcherTarget *target, BatcherRowParts *parts, Oid by)
 			batcher_row_type_check(row_type, (Jsonb *) parts->payload,
 								   target->name);
 	}
+	parts->alone = !batcher_enabled;
 	parts->ticket = batcher_number_take(batcher_catalog_database());
 	batcher_staging_add(target, parts, by);
 	return parts->ticket;

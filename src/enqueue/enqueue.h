@@ -24,6 +24,7 @@ typedef struct BatcherTarget
 	Oid			relation;		/* its target; InvalidOid: none */
 	BatcherRowType *known_type; /* as it was last; NULL: not looked at */
 	bool		durable;
+	bool		enabled;
 	BatcherWhenFull when_full;
 	int64		memory_limit;	/* bytes, 0: none */
 	bool		paused;

@@ -291,7 +291,7 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts,
 		lane->bytes += size;
 		(void) pg_atomic_fetch_add_u64(&lane->queue->lane.nbytes, size);
 	}
-	lane->urgent |= parts->immediate;
+	lane->urgent |= parts->immediate || parts->alone || !target->enabled;
 }
 
 /*

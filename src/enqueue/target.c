@@ -88,6 +88,7 @@ load_target(const char *name, uint64 generation)
 	target->queue = queue;
 	target->owner = def->owner;
 	target->durable = def->options.durable;
+	target->enabled = def->options.enabled;
 	target->when_full = def->options.when_full;
 	target->memory_limit = def->options.memory_limit;
 	target->paused = def->paused;

@@ -416,6 +416,8 @@ fate_datum(BatcherFate fate)
 			return CStringGetTextDatum("purged");
 		case BATCHER_FATE_DEAD:
 			return CStringGetTextDatum("dead");
+		case BATCHER_FATE_SUPERSEDED:
+			return CStringGetTextDatum("superseded");
 		case BATCHER_FATE_UNKNOWN:
 			break;
 	}

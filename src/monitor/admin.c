@@ -196,9 +196,12 @@ set_work(BatcherQueueDef *def, FunctionCallInfo fcinfo, int sql, int target,
 		def->search_path = current_search_path();
 }
 
-/* Refuse options that say something of a target that there is not. */
+/*
+ * Refuse options that say something of a target that there is not, or that
+ * values of a type cannot do.
+ */
 static void
-check_conflict_option(const BatcherQueueDef *def)
+check_work_options(const BatcherQueueDef *def)
 {
 	if (def->options.on_conflict != BATCHER_CONFLICT_ERROR &&
 		def->target_name == NULL)
@@ -206,6 +209,12 @@ check_conflict_option(const BatcherQueueDef *def)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option \"on_conflict\" needs a target"),
 				 errhint("A statement has an ON CONFLICT of its own.")));
+	if (def->options.key_policy == BATCHER_KEYS_MERGE &&
+		batcher_definition_typed(def))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"key_policy\" cannot be \"merge\" in a queue whose rows have a type"),
+				 errhint("Use \"last\" or \"first\".")));
 }
 
 static void
@@ -264,7 +273,7 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	if (batcher_options_give_sql(def.given))
 		def.notify_search_path = current_search_path();
 	batcher_options_resolve(def.given, &def.options);
-	check_conflict_option(&def);
+	check_work_options(&def);
 	def.created_at = GetCurrentTimestamp();
 	batcher_executor_check(&def);
 
@@ -346,7 +355,7 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 		def->notify_search_path = current_search_path();
 	def->given = batcher_options_merge(def->given, given);
 	batcher_options_resolve(def->given, &def->options);
-	check_conflict_option(def);
+	check_work_options(def);
 	if (new_sql || def->options.on_conflict != on_conflict)
 	{
 		(void) resolve_owner(def, ERROR);	/* as whom it is checked */

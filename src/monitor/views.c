@@ -103,6 +103,7 @@ typedef struct QueueCopy
 	uint32		current_size;
 	uint64		current_window; /* us */
 	double		arrival_rate;	/* rows a second */
+	uint32		timers;
 	pid_t		worker_pid;		/* 0: nobody owns the lane */
 	uint64		counters[BATCHER_NUM_COUNTERS];
 	TimestampTz last_error_at;	/* 0: none */
@@ -162,6 +163,7 @@ copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
 	copy->current_size = pg_atomic_read_u32(&lane->current_size);
 	copy->current_window = pg_atomic_read_u64(&lane->current_window);
 	copy->arrival_rate = pg_atomic_read_u64(&lane->arrival_rate) / 1000.0;
+	copy->timers = pg_atomic_read_u32(&lane->timers);
 	copy->worker_pid = lane_worker_pid(lane);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
 		copy->counters[i] = batcher_counter(queue, i);
@@ -309,9 +311,9 @@ batcher_get_option(PG_FUNCTION_ARGS)
 enum
 {
 	STATUS_QUEUE, STATUS_PENDING, STATUS_PENDING_BYTES, STATUS_SPILLED,
-	STATUS_OLDEST_AT, STATUS_OLDEST_AGE, STATUS_OLDEST_RUNNABLE_AGE,
+	STATUS_TIMERS, STATUS_OLDEST_AT, STATUS_OLDEST_AGE, STATUS_OLDEST_RUNNABLE_AGE,
 	STATUS_NEXT_FLUSH_AT, STATUS_IS_FLUSHING, STATUS_PAUSED,
-	STATUS_PAUSE_REASON, STATUS_BREAKER_STATE, STATUS_BREAKER_REASON,
+	STATUS_PAUSE_REASON, STATUS_ENABLED, STATUS_BREAKER_STATE, STATUS_BREAKER_REASON,
 	STATUS_CONSECUTIVE_FAILURES, STATUS_RETRY_AT,
 	STATUS_LAST_ERROR, STATUS_CURRENT_BATCH_SIZE, STATUS_CURRENT_WINDOW,
 	STATUS_SIZE_REASON, STATUS_ARRIVAL_RATE, STATUS_LANES, STATUS_WORKER_PID, NUM_STATUS_COLS
@@ -412,9 +414,11 @@ batcher_get_status(PG_FUNCTION_ARGS)
 		values[STATUS_PENDING] = Int64GetDatum(copy.npending + copy.nspilled);
 		values[STATUS_PENDING_BYTES] = Int64GetDatum(copy.nbytes);
 		values[STATUS_SPILLED] = Int64GetDatum(copy.nspilled);
+		values[STATUS_TIMERS] = Int32GetDatum(copy.timers);
 		set_status_times(values, nulls, def, &copy, now);
 		values[STATUS_IS_FLUSHING] = BoolGetDatum(copy.flushing > 0);
 		values[STATUS_PAUSED] = BoolGetDatum(def->paused);
+		values[STATUS_ENABLED] = BoolGetDatum(def->options.enabled);
 		batcher_set_text(&values[STATUS_PAUSE_REASON],
 						 &nulls[STATUS_PAUSE_REASON], def->pause_reason);
 		set_status_breaker(values, nulls, &copy, sight);
@@ -439,11 +443,13 @@ batcher_get_stat_queue(PG_FUNCTION_ARGS)
 {
 	/* the columns that follow the name and are counters as they stand */
 	static const BatcherCounter plain[] = {
-		BATCHER_ROWS_ENQUEUED, BATCHER_ROWS_FLUSHED, BATCHER_ROWS_RETRIED,
+		BATCHER_ROWS_ENQUEUED, BATCHER_ROWS_FLUSHED,
+		BATCHER_ROWS_SUPERSEDED, BATCHER_ROWS_RETRIED,
 		BATCHER_ROWS_FAILED, BATCHER_ROWS_DEAD,
 		BATCHER_ROWS_PURGED, BATCHER_ROWS_SPILLED, BATCHER_BATCHES,
 		BATCHER_BATCHES_BY_SIZE, BATCHER_BATCHES_BY_TIME,
 		BATCHER_BATCHES_FORCED, BATCHER_BATCHES_IMMEDIATE,
+		BATCHER_BATCHES_DEBOUNCED, BATCHER_BATCHES_SWEPT,
 		BATCHER_BATCHES_FAILED, BATCHER_BATCHES_SPLIT,
 		BATCHER_ROWS_TRIED_ALONE, BATCHER_BREAKER_OPENED, BATCHER_MESSAGES_SENT,
 		BATCHER_MESSAGES_SAVED, BATCHER_MESSAGES_DROPPED,

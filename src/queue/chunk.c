@@ -132,6 +132,8 @@ batcher_chunk_add(BatcherChunk *chunk, BatcherRow *last,
 		row->flags |= BATCHER_ROW_IMMEDIATE;
 		chunk->flags |= BATCHER_CHUNK_IMMEDIATE;
 	}
+	if (parts->alone)
+		row->flags |= BATCHER_ROW_ALONE;
 	Assert((Size) (p - (char *) row) == size);
 	chunk->nrows++;
 	chunk->nlive++;
@@ -151,6 +153,7 @@ batcher_row_read(const BatcherChunk *chunk, BatcherRow *row,
 	parts->ticket = chunk->first_ticket + row->ticket;
 	parts->attempts = row->attempts;
 	parts->immediate = (row->flags & BATCHER_ROW_IMMEDIATE) != 0;
+	parts->alone = (row->flags & BATCHER_ROW_ALONE) != 0;
 	if (row->flags & BATCHER_ROW_PRIORITY)
 	{
 		memcpy(&parts->priority, p, sizeof(int32));

@@ -22,11 +22,15 @@
 #define BATCHER_ROW_PURGED		0x0020	/* with DONE: thrown away, not flushed */
 #define BATCHER_ROW_RECORDED	0x0040	/* its fate is remembered */
 #define BATCHER_ROW_DEAD		0x0080	/* with DONE: it is a dead letter */
+#define BATCHER_ROW_SUPERSEDED	0x0100	/* with DONE: another row of its key was
+										 * flushed in its stead */
+#define BATCHER_ROW_ALONE		0x0200	/* is to be a batch of its own */
 
 /*
  * One row.  After the header, each part aligned to four bytes: the priority
  * (if flagged), the payload, the key, the topic (varlenas with long headers).
- * The flags from DONE on, and 'attempts', are changed by the lane's owner.
+ * The flags from DONE to SUPERSEDED, and 'attempts', are changed by the lane's
+ * owner.
  */
 typedef struct BatcherRow
 {
@@ -45,6 +49,7 @@ typedef struct BatcherRowParts
 	text	   *topic;			/* NULL: none */
 	int32		priority;
 	bool		immediate;
+	bool		alone;
 	int			attempts;
 } BatcherRowParts;
 
@@ -186,7 +191,8 @@ typedef enum BatcherFate
 	BATCHER_FATE_UNKNOWN,
 	BATCHER_FATE_FLUSHED,
 	BATCHER_FATE_PURGED,
-	BATCHER_FATE_DEAD
+	BATCHER_FATE_DEAD,
+	BATCHER_FATE_SUPERSEDED
 } BatcherFate;
 
 extern void batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,

@@ -212,6 +212,8 @@ record_fates(BatcherSharedQueue *queue, BatcherChunk *chunk)
 		batcher_fate_record(queue, chunk->first_ticket + row->ticket,
 							row->flags & BATCHER_ROW_PURGED ? BATCHER_FATE_PURGED :
 							row->flags & BATCHER_ROW_DEAD ? BATCHER_FATE_DEAD :
+							row->flags & BATCHER_ROW_SUPERSEDED ?
+							BATCHER_FATE_SUPERSEDED :
 							BATCHER_FATE_FLUSHED);
 	}
 }

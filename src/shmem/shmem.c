@@ -335,6 +335,7 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u64(&lane->npurged, 0);
 	pg_atomic_init_u64(&lane->nspilled, 0);
 	pg_atomic_init_u64(&lane->oldest_at, 0);
+	pg_atomic_init_u32(&lane->timers, 0);
 	pg_atomic_init_u64(&lane->next_flush_at, 0);
 	pg_atomic_init_u64(&lane->retry_at, 0);
 	pg_atomic_init_u32(&lane->failures, 0);

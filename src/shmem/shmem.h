@@ -93,6 +93,7 @@ typedef enum BatcherCounter
 {
 	BATCHER_ROWS_ENQUEUED,
 	BATCHER_ROWS_FLUSHED,
+	BATCHER_ROWS_SUPERSEDED,
 	BATCHER_ROWS_RETRIED,
 	BATCHER_ROWS_FAILED,
 	BATCHER_ROWS_DEAD,
@@ -103,6 +104,8 @@ typedef enum BatcherCounter
 	BATCHER_BATCHES_BY_TIME,
 	BATCHER_BATCHES_FORCED,
 	BATCHER_BATCHES_IMMEDIATE,
+	BATCHER_BATCHES_DEBOUNCED,
+	BATCHER_BATCHES_SWEPT,
 	BATCHER_BATCHES_FAILED,
 	BATCHER_BATCHES_SPLIT,
 	BATCHER_ROWS_TRIED_ALONE,
@@ -189,6 +192,8 @@ typedef struct BatcherSharedLane
 								 * BATCHER_OWNER_HOLDS; 0: nobody */
 	pg_atomic_uint32 frozen;	/* a transaction is about to drop the queue */
 	pg_atomic_uint32 flushing;	/* rows in the flush that runs now */
+	pg_atomic_uint32 timers;	/* keys that wait for their debounce or max_wait,
+								 * as of the owner's last look */
 	pg_atomic_uint64 settled;	/* every visible chunk with a smaller number is
 								 * settled */
 	pg_atomic_uint64 flush_upto;	/* chunks with a smaller number are wanted

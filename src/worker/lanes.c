@@ -205,6 +205,12 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 
 	batcher_executor_reset(view);
 	view->def = def;
+	/* its rows are in another order now, perhaps */
+	if (old && (old->options.key_policy != def->options.key_policy ||
+				old->options.debounce != def->options.debounce ||
+				old->options.max_wait != def->options.max_wait ||
+				old->options.enabled != def->options.enabled))
+		batcher_index_reset(view);
 	if (old == NULL)
 	{
 		batcher_message_recover(view);

@@ -15,7 +15,7 @@
 #define BATCHER_SAVED_TEMP_FILE BATCHER_SAVED_FILE ".tmp"
 
 /* Changes with the format of the file or of a row. */
-#define BATCHER_SAVED_FORMAT	1
+#define BATCHER_SAVED_FORMAT	2
 #define BATCHER_SAVED_MAGIC		0x62746368
 
 /*
