@@ -258,8 +258,10 @@ sub prelude
 {
 	my ($patience) = @_;
 	my @options = (
-		'{"notify_channel": "c", "flush_interval": "5 ms"}',
-		'{"durable": false, "notify_channel": "c_{queue}"}',
+		'{"notify_channel": "c", "flush_interval": "5 ms",'
+		  . ' "notify_format": "rows", "notify_encoding": "zlib"}',
+		'{"durable": false, "notify_channel": "c_{queue}",'
+		  . ' "notify_format": "groups", "notify_group_by": "a"}',
 		'{"memory_limit": 4000, "when_full": "error", "flush_size": 3}',
 		'{"memory_limit": "20kB", "when_full": "wait"}',
 		'{"memory_limit": "8kB", "flush_interval": "1 ms"}',

@@ -99,6 +99,16 @@ my @statements = (
 	'SELECT pg_sleep(0.002) FROM batch LIMIT 1',
 	'SELECT generate_series(1, batch_priority % 100) FROM batch');
 
+# For notify_sql.
+my @selects = (
+	'SELECT \'d\', payload FROM batch', 'SELECT \'d\', payload::text FROM batch',
+	'SELECT \'d\' || batch_key, to_jsonb(batch) FROM batch',
+	'SELECT batch_topic, jsonb_build_object(\'a\', payload) FROM batch',
+	'SELECT \'d\', to_jsonb(result) FROM result',
+	'SELECT \'d\', jsonb_agg(payload) FROM batch, batch b',
+	'SELECT NULL::text, \'x\' FROM batch', 'SELECT 1, 2', 'TABLE batch',
+	'SELECT \'d\', repeat(\'x\', batch_priority) FROM batch', 'VALUES (\'d\', \'\')');
+
 sub pick { return $_[ rand @_ ]; }
 
 sub chance { return rand() < $_[0]; }
@@ -260,6 +270,10 @@ sub option_value_raw
 		$limit =~ s/([\\"])/\\$1/g;
 		return "\"$limit\"" if $limit !~ /[^\x20-\x7e]/;
 	}
+	return pick('{"a": "b"}', '{"a": ""}', '{"x": "c", "": "d"}', '{}',
+		json_raw(1))
+	  if $type eq 'jsonb';
+	return '"' . pick(@selects) . '"' if $name eq 'notify_sql' && chance(0.8);
 	return pick('true', 'false') if $type eq 'boolean';
 	return chance(0.9) ? 1 + int rand(2000) : number_raw()
 	  if $type eq 'integer';

@@ -112,7 +112,9 @@ sub check_messages
 		$count{messages}++;
 		next
 		  if length $message <= 7999
-		  && eval { ref JSON::PP->new->decode($message) eq 'HASH' };
+		  && eval {
+			ref JSON::PP->new->max_depth(8000)->decode($message) eq 'HASH';
+		  };
 		finding('bad_messages', 'no JSON object', $message);
 	}
 	return;
