@@ -34,8 +34,9 @@ class Checker:
         self.readers = [Reader(path) for path in journals]
         self.findings = findings
         self.seen = set()               # ids that were flushed or died
-        self.retried = set()            # dead letters that were let go, and
-        self.let_go = set()             # have not come; and all of them
+        self.retried = {}               # dead letters that were let go and
+                                        # have not come: their queues
+        self.let_go = set()             # all that were let go
         self.pos = dict.fromkeys(QUEUES, 0)
         self.witness_pos = 0
         self.last_n = {}                # of (queue, key)
@@ -161,7 +162,7 @@ class Checker:
         again = set()
         for row, where in there:
             if row in self.retried:
-                self.retried.discard(row)
+                del self.retried[row]
             elif row in self.seen:
                 again.add(row)
                 self.find('duplicated', f'row {row}: {where}')
@@ -169,8 +170,11 @@ class Checker:
                 self.find('phantom', f'row {row},'
                           f' {self.fate.get(row, "of nobody")}: {where}')
             self.seen.add(row)
-        for row in self.retried:
-            self.find('lost', f'row {row}, a dead letter that was let go')
+        for row, queue in self.retried.items():
+            q = QUEUES[queue]
+            if q.has_target and q.durable and not q.purged:
+                self.find('lost', f'row {row} of queue "{queue}", a dead'
+                          ' letter that was let go')
         return again
 
     def check_transaction(self, name, t, no_crash_since):
@@ -238,7 +242,7 @@ class Checker:
                 f"SELECT batch_{'purge' if purge else 'retry'}_dead(%s, %s)",
                 (queue, [ticket]))
             if not purge:
-                self.retried.add(row)
+                self.retried[row] = queue
                 if queue == 'tally':
                     self.tally[key] += n
         self.let_go = set(self.retried)

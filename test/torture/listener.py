@@ -49,15 +49,8 @@ class Course:
         before = self.places
         if before is None:
             before = range(len(self.flushes))
-        self.places = set()
-        for place in before:
-            # Of a batch that was cut, each part is a flush.
-            rows = 0
-            while rows < count and place < len(self.flushes):
-                rows += self.flushes[place]
-                place += 1
-            if rows == count:
-                self.places.add(place)
+        self.places = {place + 1 for place in before
+                       if self.flushes[place:place + 1] == [count]}
         return bool(self.places)
 
 
@@ -137,9 +130,11 @@ class Listener:
             if QUEUES[queue].statement is None:
                 continue
             course = self.courses[queue]
+            # Where rows fail, one flush executes its statement several times.
             rows = self.conn.execute(
-                'SELECT pos, rows FROM torture.flushed'
-                ' WHERE queue = %s AND pos > %s ORDER BY pos DESC'
+                'SELECT max(pos), sum(rows)::bigint FROM torture.flushed'
+                ' WHERE queue = %s AND pos > %s'
+                ' GROUP BY transaction ORDER BY max(pos) DESC'
                 + f' LIMIT {OUTSTANDING}' * (course.pos == 0),
                 (queue, course.pos)).fetchall()
             course.flushes += [n for _, n in reversed(rows)]

@@ -35,6 +35,7 @@ init_server one <<-CONF
 	wal_keep_size = 256MB
 	wal_retrieve_retry_interval = 100ms
 	checkpoint_timeout = 30s
+	checkpoint_completion_target = 0
 	deadlock_timeout = 300ms
 	log_line_prefix = '%m [%p] %b %e '
 	batcher.shared_memory_size = 8MB

@@ -214,7 +214,7 @@ class Pair:
         shutil.rmtree(new.data, ignore_errors=True)
         self.ensure_primary()
         new.run('pg_basebackup', '-D', new.data, '-c', 'fast', '-X', 'stream',
-                '-d', primary.conninfo(dbname='postgres'))
+                '--no-sync', '-d', primary.conninfo(dbname='postgres'))
         with open(os.path.join(new.data, 'standby.signal'), 'wb'):
             pass
         new.start(upstream=primary)

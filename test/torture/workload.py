@@ -4,9 +4,9 @@ The target of a queue has no unique constraint: a row that is flushed twice
 shall be seen, not refused.  'pos' is the order of flushing, because flushes
 of one queue run one after the other.
 
-Each flush also writes how many rows it had into 'flushed': a listener knows
-from that whether the data of a message was there before the message.  And
-each asks stumble() whether it is to fail, which the table 'trouble' decides.
+Each statement also writes how many rows it had into 'flushed', and in which
+transaction: a listener knows from that whether the data of a message was there
+before the message.  And each asks stumble() whether it is to fail, which the table 'trouble' decides.
 """
 
 import json
@@ -32,6 +32,7 @@ CREATE TABLE flushed (
     queue text,
     pos bigint GENERATED ALWAYS AS IDENTITY,
     rows bigint,
+    transaction xid8 DEFAULT pg_current_xact_id(),
     PRIMARY KEY (queue, pos));
 
 CREATE TABLE tally (key text PRIMARY KEY, total bigint, rows bigint);
