@@ -212,6 +212,7 @@ class Injector:
         """A fast stop, in which somebody is killed."""
         who = next(self.victims)
         self.log(f'fast stop, and kill -9 {who} in it')
+        self.pair.wait_up()             # see Pair.stop_fast
         postmaster = self.pair.primary.postmaster()
         if postmaster is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -231,10 +232,10 @@ class Injector:
     def stop_fast(self):
         mode = 'fast' if self.rng.random() < 0.8 else 'fast, twice'
         self.log(f'{mode} stop')
-        self.pair.primary.stop('fast')
+        self.pair.stop_fast()
         self.pair.primary.start()
         if 'twice' in mode:
-            self.pair.primary.stop('fast')
+            self.pair.stop_fast()
             self.pair.primary.start()
 
     def terminate(self):

@@ -208,6 +208,17 @@ class Pair:
     def wait_up(self):
         self.connect().close()
 
+    def stop_fast(self):
+        """Stop the primary as usual.
+
+        Not while it recovers from a crash: if a fast stop is asked for
+        between the end of recovery and the moment at which the postmaster
+        notices that, PostgreSQL 15's waits for its checkpointer, and tells
+        it nothing.
+        """
+        self.wait_up()
+        self.primary.stop('fast')
+
     def make_standby(self):
         """Make the standby anew, from a copy of the primary."""
         new, primary = self.standby, self.primary
@@ -222,12 +233,14 @@ class Pair:
     def fail_over(self, how):
         """End the primary, promote the standby, and make a new standby.
 
-        'how' is "kill" or a mode of pg_ctl stop.
+        'how' is "kill", "immediate" or "fast".
         """
         if how == 'kill':
             self.primary.kill_all()
+        elif how == 'immediate':
+            self.primary.stop('immediate')
         else:
-            self.primary.stop(how)
+            self.stop_fast()
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
         self.configure({})
