@@ -6,9 +6,10 @@
  * Actions: 'wait' (until the file batcher_debug_NAME.go appears in the data
  * directory, which it takes away; batcher_debug_NAME.waiting is there while
  * it waits), 'kill' (SIGKILL to this process), 'crash' (SIGSEGV), 'error' (an
- * ERROR, SQLSTATE XX000), 'fatal' (a FATAL).  Critical places cannot take an ERROR: a test names only
- * those that can.  Files rather than locks, because several points lie where
- * no lock may be taken.  Any process.
+ * ERROR, SQLSTATE XX000), 'fatal' (a FATAL).  Critical places cannot take an
+ * ERROR: a test names only those that can.  Files rather than locks, because
+ * several points lie where no lock may be taken.  For a limit the action is a
+ * number.  Any process.
  */
 #include "postgres.h"
 
@@ -54,11 +55,9 @@ wait_for_go(const char *name)
 	(void) unlink(go);
 }
 
-/*
- * A point of the code that a test may arm by name.
- */
-void
-batcher_debug_point(const char *name)
+/* What the setting says of a name, or NULL. */
+static const char *
+find_action(const char *name)
 {
 	size_t		len = strlen(name);
 	const char *p = debug_points;
@@ -66,25 +65,45 @@ batcher_debug_point(const char *name)
 	while (p && *p)
 	{
 		if (strncmp(p, name, len) == 0 && p[len] == '=')
-		{
-			const char *action = p + len + 1;
-
-			if (strncmp(action, "wait", 4) == 0)
-				wait_for_go(name);
-			else if (strncmp(action, "kill", 4) == 0)
-				(void) kill(MyProcPid, SIGKILL);
-			else if (strncmp(action, "crash", 5) == 0)
-				(void) raise(SIGSEGV);
-			else if (strncmp(action, "error", 5) == 0)
-				elog(ERROR, "batcher debug point \"%s\"", name);
-			else if (strncmp(action, "fatal", 5) == 0)
-				elog(FATAL, "batcher debug point \"%s\"", name);
-			return;
-		}
+			return p + len + 1;
 		p = strchr(p, ',');
 		if (p)
 			p++;
 	}
+	return NULL;
+}
+
+/*
+ * A point of the code that a test may arm by name.
+ */
+void
+batcher_debug_point(const char *name)
+{
+	const char *action = find_action(name);
+
+	if (action == NULL)
+		return;
+	if (strncmp(action, "wait", 4) == 0)
+		wait_for_go(name);
+	else if (strncmp(action, "kill", 4) == 0)
+		(void) kill(MyProcPid, SIGKILL);
+	else if (strncmp(action, "crash", 5) == 0)
+		(void) raise(SIGSEGV);
+	else if (strncmp(action, "error", 5) == 0)
+		elog(ERROR, "batcher debug point \"%s\"", name);
+	else if (strncmp(action, "fatal", 5) == 0)
+		elog(FATAL, "batcher debug point \"%s\"", name);
+}
+
+/*
+ * A limit that is too high for a test to reach, unless the test gives another.
+ */
+int
+batcher_debug_limit(const char *name, int limit)
+{
+	const char *action = find_action(name);
+
+	return action ? atoi(action) : limit;
 }
 
 #endif							/* BATCHER_DEBUG_POINTS */

@@ -11,9 +11,11 @@
 #ifdef BATCHER_DEBUG_POINTS
 extern void batcher_debug_define(void);
 extern void batcher_debug_point(const char *name);
+extern int	batcher_debug_limit(const char *name, int limit);
 #else
 #define batcher_debug_define()		((void) 0)
 #define batcher_debug_point(name)	((void) 0)
+#define batcher_debug_limit(name, limit) (limit)
 #endif
 
 #endif							/* BATCHER_DEBUG_H */

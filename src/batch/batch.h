@@ -64,12 +64,15 @@ typedef struct BatcherBatchRow
 	int			next;			/* index of the next row of its claim, or -1 */
 } BatcherBatchRow;
 
-/* A chunk of which a batch has rows. */
+/* A chunk of which a batch has rows, or that inherits a number. */
 typedef struct BatcherClaim
 {
 	BatcherChunk *chunk;
-	int			first;			/* index of its first row in the batch */
+	int			first;			/* index of its first row in the batch, -1:
+								 * none */
+	int			nrows;			/* of the batch */
 	bool		gone;			/* its tuple was settled another way */
+	uint64		new_number;		/* that the chunk inherits; 0: none */
 	int			nsettled;		/* of the rows, when it was settled */
 	ItemPointerData new_tid;	/* of the tuple with the rows that stay;
 								 * invalid: none stay */

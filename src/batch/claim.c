@@ -5,9 +5,15 @@
  * The claim is the first thing that a flush does: it deletes the tuples of the
  * batch from the spool, in the transaction of the flush.  A tuple that is not
  * where memory has it was settled another way, and its rows leave the batch:
- * so a durable row cannot be flushed twice, whatever else goes wrong.  At the
- * end of the transaction a tuple of which some rows stay is replaced by one
- * with those rows.
+ * so a durable row cannot be flushed twice, whatever else goes wrong.  Where it
+ * was read back from the spool, the spool is read anew instead.  At the end of
+ * the transaction a tuple of which some rows stay is replaced by one with those
+ * rows.
+ *
+ * The tuples that one large transaction sealed come at the place of the largest
+ * number among them (see readback.c).  When the one that has it is settled
+ * before others, because these wait for a row of their key, the last of them
+ * inherits the number, so that they keep their place.
  *
  * What the commit settles is marked in the chunks by this process's own
  * callback at the commit, with nothing in it that can fail, because a worker
@@ -65,11 +71,111 @@ typedef struct ChunkRow
 #include "lib/sort_template.h"
 
 /*
+ * Add a claim to those of a batch; 'first' is the first row of the chunk, -1 if
+ * the batch has none.
+ */
+static void
+add_claim(BatcherBatch *batch, BatcherChunk *chunk, int first)
+{
+	BatcherClaim *claim = &batch->claims[batch->nclaims++];
+
+	memset(claim, 0, sizeof(BatcherClaim));
+	claim->chunk = chunk;
+	claim->first = first;
+	claim->nrows = first < 0 ? 0 : 1;
+	ItemPointerSetInvalid(&claim->new_tid);
+}
+
+static BatcherClaim *
+find_claim(BatcherBatch *batch, const BatcherChunk *chunk)
+{
+	int			i;
+
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		if (batch->claims[i].chunk == chunk)
+			return &batch->claims[i];
+	}
+	return NULL;
+}
+
+/* Is this the chunk by whose number others are in their place? */
+static bool
+gives_place(const BatcherChunk *chunk)
+{
+	return (chunk->flags & BATCHER_CHUNK_PRIVATE) &&
+		batcher_private_chunk(chunk)->home < 0 &&
+		batcher_private_chunk(chunk)->place == chunk->number;
+}
+
+/*
+ * If the batch may settle a chunk that gives others their place, claim the last
+ * of those of which it leaves rows, too.
+ */
+static void
+claim_heirs(BatcherLaneView *view, BatcherBatch *batch)
+{
+	int			nclaims = batch->nclaims;
+	int			i;
+
+	for (i = 0; i < nclaims; i++)
+	{
+		BatcherChunk *giver = batch->claims[i].chunk;
+		BatcherChunk *heir = NULL;
+		BatcherChunk *chunk;
+
+		if (!gives_place(giver) || batch->claims[i].nrows < giver->nlive)
+			continue;
+		for (chunk = batcher_readback_first(view); chunk;
+			 chunk = batcher_readback_next(chunk))
+		{
+			BatcherClaim *claim;
+
+			if (chunk == giver || chunk->nlive == 0 ||
+				batcher_private_chunk(chunk)->home !=
+				batcher_private_chunk(giver)->home)
+				continue;
+			claim = find_claim(batch, chunk);
+			if (claim == NULL || claim->nrows < chunk->nlive)
+				heir = chunk;
+		}
+		if (heir == NULL || find_claim(batch, heir) != NULL)
+			continue;
+		batch->claims = repalloc_huge(batch->claims, (batch->nclaims + 1) *
+									  sizeof(BatcherClaim));
+		add_claim(batch, heir, -1);
+	}
+}
+
+/* The claim that inherits the number of one that is settled whole, or NULL. */
+static BatcherClaim *
+find_heir(BatcherBatch *batch, BatcherClaim *giver)
+{
+	BatcherClaim *heir = NULL;
+	int			i;
+
+	if (!gives_place(giver->chunk) || giver->nsettled < giver->chunk->nlive)
+		return NULL;
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		BatcherClaim *claim = &batch->claims[i];
+
+		if ((claim->chunk->flags & BATCHER_CHUNK_PRIVATE) &&
+			batcher_private_chunk(claim->chunk)->home ==
+			batcher_private_chunk(giver->chunk)->home &&
+			claim->nsettled < claim->chunk->nlive &&
+			(heir == NULL || claim->chunk->number > heir->chunk->number))
+			heir = claim;
+	}
+	return heir;
+}
+
+/*
  * Group the rows of a batch by chunk, those of each in their order there; what
  * is made outlives the transaction.
  */
 static void
-make_claims(BatcherBatch *batch)
+make_claims(BatcherLaneView *view, BatcherBatch *batch)
 {
 	ChunkRow   *sorted;
 	int			i;
@@ -88,22 +194,17 @@ make_claims(BatcherBatch *batch)
 	sort_chunk_rows(sorted, batch->nall);
 	for (i = 0; i < batch->nall; i++)
 	{
-		BatcherClaim *claim;
-
 		batch->rows[sorted[i].index].next = -1;
 		if (i > 0 && sorted[i - 1].chunk == sorted[i].chunk)
 		{
 			batch->rows[sorted[i - 1].index].next = sorted[i].index;
-			continue;
+			batch->claims[batch->nclaims - 1].nrows++;
 		}
-		claim = &batch->claims[batch->nclaims++];
-		claim->chunk = sorted[i].chunk;
-		claim->first = sorted[i].index;
-		claim->gone = false;
-		claim->nsettled = 0;
-		ItemPointerSetInvalid(&claim->new_tid);
+		else
+			add_claim(batch, sorted[i].chunk, sorted[i].index);
 	}
 	pfree(sorted);
+	claim_heirs(view, batch);
 }
 
 /* A claim with its tuple's place, block and offset, as one number. */
@@ -198,7 +299,8 @@ drop_gone(BatcherBatch *batch)
 /*
  * Claim the rows of a batch, in the transaction of the flush, with the spool
  * open and locked.  False if the places that memory has are void, because the
- * table was rewritten: then the transaction is to be given up.
+ * table was rewritten, or if something is not where it was read: then the
+ * transaction is to be given up, and the spool read anew.
  */
 bool
 batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
@@ -207,11 +309,12 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 	Buffer		pin = InvalidBuffer;
 	BlockNumber nblocks = InvalidBlockNumber;
 	bool		some_gone = false;
+	bool		lost_place = false;
 	uint32		version;
 	int			n = 0;
 	int			i;
 
-	make_claims(batch);
+	make_claims(view, batch);
 	if (!batcher_spool_version(view->db, spool, &version))
 		return false;
 	durable = palloc_extended(batch->nclaims * sizeof(Place),
@@ -242,9 +345,9 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 		if (ItemPointerGetBlockNumber(&chunk->tid) >= nblocks ||
 			!batcher_spool_delete(spool, &chunk->tid, chunk->number, &pin))
 		{
-			claim->gone = true;
-			some_gone = true;
-			elog(DEBUG1, "tuple (%u,%u) of chunk " UINT64_FORMAT " was settled another way",
+			claim->gone = some_gone = true;
+			lost_place |= (chunk->flags & BATCHER_CHUNK_PRIVATE) != 0;
+			elog(DEBUG1, "tuple (%u,%u) of chunk " UINT64_FORMAT " is not there",
 				 ItemPointerGetBlockNumberNoCheck(&chunk->tid),
 				 ItemPointerGetOffsetNumberNoCheck(&chunk->tid),
 				 chunk->number);
@@ -252,6 +355,8 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 	}
 	if (BufferIsValid(pin))
 		ReleaseBuffer(pin);
+	if (lost_place)
+		return false;
 	ndeleted += n;
 	if (some_gone)
 		drop_gone(batch);
@@ -278,7 +383,9 @@ keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
 		if (batcher_outcome_settles(batch->rows[i].outcome))
 			skip[n++] = batch->rows[i].row;
 	}
-	batcher_spool_write(spool, view->queue->key.queue_id, chunk, skip, n,
+	batcher_spool_write(spool, view->queue->key.queue_id, chunk,
+						claim->new_number ? claim->new_number : chunk->number,
+						skip, n,
 						chunk->flags & BATCHER_CHUNK_PRIVATE ?
 						Min(batcher_private_chunk(chunk)->home, 0) : home,
 						by ? by : "", &claim->new_tid);
@@ -313,7 +420,6 @@ batcher_settle_at_commit(BatcherLaneView *view, BatcherBatch *batch,
 	for (i = 0; i < batch->nclaims; i++)
 	{
 		BatcherClaim *claim = &batch->claims[i];
-		BatcherChunk *chunk = claim->chunk;
 
 		if (claim->gone)
 			continue;
@@ -328,8 +434,20 @@ batcher_settle_at_commit(BatcherLaneView *view, BatcherBatch *batch,
 				r->row->attempts++;
 		}
 		batch->ncharged = i + 1;
-		if ((chunk->flags & BATCHER_CHUNK_DURABLE) &&
-			claim->nsettled < chunk->nlive)
+	}
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		BatcherClaim *heir = find_heir(batch, &batch->claims[i]);
+
+		if (heir)
+			heir->new_number = batch->claims[i].chunk->number;
+	}
+	for (i = 0; i < batch->nclaims; i++)
+	{
+		BatcherClaim *claim = &batch->claims[i];
+
+		if ((claim->chunk->flags & BATCHER_CHUNK_DURABLE) && !claim->gone &&
+			claim->nsettled < claim->chunk->nlive)
 			keep_rest(view, batch, claim, spool, batcher_spool_home(version));
 	}
 }
@@ -365,6 +483,8 @@ mark_claim(BatcherBatch *batch, BatcherClaim *claim)
 			r->row->flags |= flags[r->outcome];
 	}
 	chunk->tid = claim->new_tid;
+	if (claim->new_number != 0)
+		chunk->number = claim->new_number;
 	chunk->nlive -= claim->nsettled;
 	return claim->nsettled;
 }
@@ -535,8 +655,9 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
 }
 
 /*
- * The spool was rewritten (VACUUM FULL, CLUSTER): every place that memory has
- * is void, and the rows are read back.  Before the new file is taken as a new
+ * Places are not what they were.  If the spool was rewritten (VACUUM FULL,
+ * CLUSTER), each that memory has is void, and the rows are read back; else only
+ * those are that were read back.  Before the new file is taken as a new
  * version, all lanes count as spilled, so that nothing overtakes the rows
  * whose places are void; each lane lets its own chunks go when a claim meets
  * them.  The spool is open and locked.
@@ -585,6 +706,6 @@ batcher_settle_resync(BatcherLaneView *view, Relation spool)
 	(void) pg_atomic_fetch_sub_u64(&lane->npending, forgotten);
 	(void) pg_atomic_fetch_add_u64(&lane->nspilled, forgotten);
 	batcher_lane_sweep(view->queue);
-	elog(DEBUG1, "the spool was rewritten: " UINT64_FORMAT " rows of queue \"%s\" are read back",
+	elog(DEBUG1, "the spool is read anew: " UINT64_FORMAT " rows of queue \"%s\" leave memory",
 		 forgotten, view->def->name);
 }

@@ -276,10 +276,11 @@ try_batch(Try *t)
 							   "batcher: sending messages");
 		StartTransactionCommand();
 		result = run_batch(t);
-		if (result == FLUSH_FAILED)
-			AbortCurrentTransaction();
-		else
+		/* what was claimed before something was missed is not to stay so */
+		if (result == FLUSH_DONE)
 			CommitTransactionCommand();
+		else
+			AbortCurrentTransaction();
 		error_context_stack = context.previous;
 	}
 	PG_CATCH();

@@ -20,6 +20,7 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "base/debug.h"
 #include "batch/batch.h"
 #include "miscadmin.h"
 #include "utils/hsearch.h"
@@ -46,7 +47,7 @@ typedef struct Entry
 	ItemPointerData tid;
 } Entry;
 
-/* The largest number of a group; until the scan has ended, so far. */
+/* The largest number of a group; until a look has ended, so far. */
 typedef struct Group
 {
 	uint64		group;			/* hash key */
@@ -244,6 +245,10 @@ typedef struct LaneScan
 	BatcherReadback *rb;
 	int32		queue_id;
 	uint64		home;
+	int			max_entries;
+	bool		second;			/* the groups are complete by the first look */
+	bool		too_many;		/* the first look has met too many to keep */
+	Entry		cut;			/* the oldest that was not kept, if partial */
 	int64		nrows;
 	HTAB	   *groups;			/* NULL: none seen */
 } LaneScan;
@@ -271,41 +276,38 @@ note_group(LaneScan *scan, uint64 group, uint64 number)
 		entry->last = number;
 }
 
-/* Put the entries in order, as far as it is known. */
-static void
-sort_entries(LaneScan *scan)
+/* Where a tuple comes that has this group; what is no group is a place. */
+static uint64
+place_of_group(LaneScan *scan, uint64 group)
 {
-	BatcherReadback *rb = scan->rb;
-	int			i;
+	Group	   *entry = NULL;
 
-	for (i = 0; scan->groups && i < rb->nentries; i++)
-	{
-		Entry	   *entry = &rb->entries[i];
-		Group	   *group = hash_search(scan->groups, &entry->order, HASH_FIND,
-										NULL);
-
-		if (group)
-			entry->order = group->last;
-	}
-	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+	if (scan->groups)
+		entry = hash_search(scan->groups, &group, HASH_FIND, NULL);
+	return entry ? entry->last : group;
 }
 
+/* Keep the older half of too many entries. */
 static void
-visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
+keep_oldest(LaneScan *scan)
 {
-	LaneScan   *scan = arg;
 	BatcherReadback *rb = scan->rb;
 
-	if (entry->queue_id != scan->queue_id || entry->home == scan->home)
+	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+	rb->nentries = scan->max_entries;
+	rb->partial = true;
+	scan->cut = rb->entries[rb->nentries];
+}
+
+/* Note one tuple. */
+static void
+add_entry(LaneScan *scan, const Entry *entry)
+{
+	BatcherReadback *rb = scan->rb;
+
+	/* nothing that comes after what is left for the next scan */
+	if (rb->partial && compare_entries(entry, &scan->cut) > 0)
 		return;
-	scan->nrows += entry->nrows;
-	if (rb->nentries == 2 * MAX_ENTRIES)
-	{
-		/* keep the older half */
-		sort_entries(scan);
-		rb->nentries = MAX_ENTRIES;
-		rb->partial = true;
-	}
 	if (rb->nentries == rb->allocated)
 	{
 		rb->allocated = rb->allocated ? rb->allocated * 2 : 1024;
@@ -316,15 +318,64 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 			rb->entries = repalloc_huge(rb->entries,
 										rb->allocated * sizeof(Entry));
 	}
-	rb->entries[rb->nentries].number = entry->number;
-	rb->entries[rb->nentries].order = entry->number;
-	if ((int64) entry->home < 0)
+	rb->entries[rb->nentries++] = *entry;
+}
+
+static void
+visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
+{
+	LaneScan   *scan = arg;
+	BatcherReadback *rb = scan->rb;
+	uint64		group = (int64) entry->home < 0 ?
+		(uint64) -(int64) entry->home : 0;
+	Entry		noted;
+
+	if (entry->queue_id != scan->queue_id || entry->home == scan->home)
+		return;
+	if (!scan->second)
 	{
-		rb->entries[rb->nentries].order = (uint64) -(int64) entry->home;
-		note_group(scan, (uint64) -(int64) entry->home, entry->number);
+		scan->nrows += entry->nrows;
+		if (group != 0)
+			note_group(scan, group, entry->number);
+		/* which of them are the oldest is known when all groups are */
+		if (rb->nentries == 2 * scan->max_entries)
+			scan->too_many = true;
+		if (scan->too_many)
+			return;
 	}
-	rb->entries[rb->nentries].tid = entry->tid;
-	rb->nentries++;
+	else if (rb->nentries == 2 * scan->max_entries)
+		keep_oldest(scan);
+	noted.number = entry->number;
+	noted.order = group == 0 ? entry->number :
+		scan->second ? place_of_group(scan, group) : group;
+	noted.tid = entry->tid;
+	add_entry(scan, &noted);
+}
+
+/* Fill the entries, in order, by one look or two at what a snapshot sees. */
+static void
+find_entries(LaneScan *scan, Relation spool)
+{
+	BatcherReadback *rb = scan->rb;
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int			i;
+
+	batcher_spool_scan(spool, snapshot, visit_entry, scan);
+	if (!scan->too_many)
+	{
+		for (i = 0; scan->groups && i < rb->nentries; i++)
+			rb->entries[i].order = place_of_group(scan, rb->entries[i].order);
+	}
+	else
+	{
+		scan->second = true;
+		rb->nentries = 0;
+		batcher_spool_scan(spool, snapshot, visit_entry, scan);
+	}
+	UnregisterSnapshot(snapshot);
+	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
+	if (scan->groups)
+		hash_destroy(scan->groups);
 }
 
 /* Look through the spool; true if the lane is in memory again. */
@@ -337,9 +388,12 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 											  "batcher readback",
 											  ALLOCSET_DEFAULT_SIZES);
 	BatcherReadback *rb = MemoryContextAllocZero(cxt, sizeof(BatcherReadback));
-	LaneScan	scan = {rb, view->queue->key.queue_id,
-	batcher_spool_home(version), 0, NULL};
-	Snapshot	snapshot;
+	LaneScan	scan = {
+		.rb = rb,
+		.queue_id = view->queue->key.queue_id,
+		.home = batcher_spool_home(version),
+		.max_entries = batcher_debug_limit("max-entries", MAX_ENTRIES)
+	};
 
 	rb->cxt = cxt;
 	rb->version = version;
@@ -347,12 +401,7 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	view->readback = rb;
 	rb->scanned_upto = pg_atomic_read_u64(&view->db->next_number);
 	pg_memory_barrier();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	batcher_spool_scan(spool, snapshot, visit_entry, &scan);
-	UnregisterSnapshot(snapshot);
-	sort_entries(&scan);
-	if (scan.groups)
-		hash_destroy(scan.groups);
+	find_entries(&scan, spool);
 	/* later it is counted by those who spill and settle */
 	if (seen & BATCHER_SPILL_UNKNOWN)
 		pg_atomic_write_u64(&lane->nspilled, scan.nrows);
@@ -369,8 +418,11 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	return false;
 }
 
-/* Fetch what the entries name, up to the read-ahead. */
-static void
+/*
+ * Fetch what the entries name, up to the read-ahead.  False if something is
+ * not where the scan has found it.
+ */
+static bool
 fetch_chunks(BatcherLaneView *view, Relation spool)
 {
 	BatcherReadback *rb = view->readback;
@@ -379,6 +431,7 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 												  "batcher fetch",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(scratch);
+	bool		all_there = true;
 
 	while (rb->next < rb->nentries && has_room(view))
 	{
@@ -388,11 +441,14 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 		Size		size;
 
 		CHECK_FOR_INTERRUPTS();
-		rb->next++;
 		chunk = batcher_spool_fetch(spool, snapshot, &entry->tid,
 									entry->number);
 		if (chunk == NULL)
-			continue;			/* settled another way, or found again */
+		{
+			all_there = false;
+			break;
+		}
+		rb->next++;
 		size = batcher_chunk_bytes(chunk);
 		private = MemoryContextAllocHuge(rb->cxt,
 										 offsetof(BatcherPrivateChunk, chunk) +
@@ -402,6 +458,7 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 		private->next = NULL;
 		private->previous = rb->last;
 		private->chunk.spool_version = rb->version;
+		private->place = entry->order;
 		private->enqueued_by = MemoryContextStrdup(rb->cxt,
 												   private->enqueued_by);
 		if (rb->last)
@@ -418,6 +475,7 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(scratch);
 	UnregisterSnapshot(snapshot);
+	return all_there;
 }
 
 /*
@@ -443,8 +501,9 @@ batcher_readback_refill(BatcherLaneView *view)
 		batcher_readback_reset(view);
 	if (view->readback == NULL || wants_scan(view))
 		(void) scan_spool(view, spool, version);
-	if (view->readback)
-		fetch_chunks(view, spool);
+	/* left out now and found later it would come after rows of its key */
+	while (view->readback && !fetch_chunks(view, spool))
+		(void) scan_spool(view, spool, version);
 	table_close(spool, AccessShareLock);
 	CommitTransactionCommand();
 }

@@ -178,7 +178,7 @@ extern bool batcher_spool_version(BatcherSharedDatabase *db, Relation spool,
 extern bool batcher_spool_new_version(BatcherSharedDatabase *db,
 									  Relation spool);
 extern void batcher_spool_write(Relation spool, int32 queue_id,
-								const BatcherChunk *chunk,
+								const BatcherChunk *chunk, uint64 number,
 								BatcherRow *const *skip, int nskip,
 								uint64 home, const char *enqueued_by,
 								ItemPointer tid);
@@ -241,7 +241,7 @@ extern BatcherDeadLetter *batcher_dead_take(int32 queue_id, Datum tickets,
 
 /* spool_tuple.c */
 extern HeapTuple batcher_spool_form(TupleDesc desc, int32 queue_id,
-									const BatcherChunk *chunk,
+									const BatcherChunk *chunk, uint64 number,
 									BatcherRow *const *skip, int nskip,
 									uint64 home, const char *enqueued_by);
 extern uint64 batcher_spool_number(HeapTuple tuple, TupleDesc desc);

@@ -105,11 +105,11 @@ batcher_spool_new_version(BatcherSharedDatabase *db, Relation spool)
  */
 void
 batcher_spool_write(Relation spool, int32 queue_id, const BatcherChunk *chunk,
-					BatcherRow *const *skip, int nskip, uint64 home,
-					const char *enqueued_by, ItemPointer tid)
+					uint64 number, BatcherRow *const *skip, int nskip,
+					uint64 home, const char *enqueued_by, ItemPointer tid)
 {
 	HeapTuple	tuple = batcher_spool_form(RelationGetDescr(spool), queue_id,
-										   chunk, skip, nskip, home,
+										   chunk, number, skip, nskip, home,
 										   enqueued_by);
 	bool		pushed = false;
 

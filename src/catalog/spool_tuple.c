@@ -157,12 +157,13 @@ set_rows(const BatcherRowParts *rows, int n, Datum *values, bool *nulls)
 /*
  * The tuple for the rows of a chunk that are not settled, without the 'nskip'
  * of them in 'skip' (in the order of the chunk); at least one is left.
+ * 'number' is the chunk's, unless it inherits another.
  * 'home' is batcher_spool_home(), 0 or less.  In the current context.
  */
 HeapTuple
 batcher_spool_form(TupleDesc desc, int32 queue_id, const BatcherChunk *chunk,
-				   BatcherRow *const *skip, int nskip, uint64 home,
-				   const char *enqueued_by)
+				   uint64 number, BatcherRow *const *skip, int nskip,
+				   uint64 home, const char *enqueued_by)
 {
 	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
@@ -185,7 +186,7 @@ batcher_spool_form(TupleDesc desc, int32 queue_id, const BatcherChunk *chunk,
 	}
 	Assert(n > 0 && n == chunk->nlive - nskip);
 	memset(nulls, true, sizeof(nulls));
-	values[COL_NUMBER] = Int64GetDatum(chunk->number);
+	values[COL_NUMBER] = Int64GetDatum(number);
 	values[COL_HOME] = Int64GetDatum(home);
 	values[COL_ENQUEUED_AT] = TimestampTzGetDatum(chunk->enqueued_at);
 	values[COL_QUEUE_ID] = Int32GetDatum(queue_id);

@@ -112,7 +112,7 @@ batcher_staged_seal(StagedLane *lanes, StagedChunk *chunks, int index,
 	number_chunks(lanes, chunks, staged->lane, index + 1);
 	if (lane->group == 0)
 		lane->group = chunk->number;
-	batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
+	batcher_spool_write(spool, lane->queue_id, chunk, chunk->number, NULL, 0,
 						spilled_home(lane),
 						enqueuer_name(chunk->enqueued_by), &tid);
 	MemoryContextSwitchTo(old);
@@ -128,6 +128,33 @@ batcher_staged_seal(StagedLane *lanes, StagedChunk *chunks, int index,
 	else
 		batcher_staged_release(lanes, staged);
 	staged->chunk = NULL;
+}
+
+/*
+ * Number the staged chunks, at PRE_COMMIT.  One may have got a number in the
+ * statement, because a later one was sealed; it keeps that only if such a one
+ * is still there, and was not rolled back.  For the last number of a group is
+ * the place of all of it, and has to be one of now.
+ */
+void
+batcher_staged_number(StagedLane *lanes, int nlanes, StagedChunk *chunks,
+					  int nchunks)
+{
+	BatcherSharedDatabase *db = batcher_catalog_database();
+	int			i;
+
+	for (i = 0; i < nlanes; i++)
+		lanes[i].nnumbered = 0;
+	for (i = 0; i < nchunks; i++)
+	{
+		if (chunks[i].chunk == NULL)
+			lanes[chunks[i].lane].nnumbered = i;
+	}
+	for (i = 0; i < nchunks; i++)
+	{
+		if (chunks[i].chunk && i >= lanes[chunks[i].lane].nnumbered)
+			chunks[i].chunk->number = batcher_number_take(db);
+	}
 }
 
 /*
@@ -162,8 +189,8 @@ batcher_staged_write(StagedLane *lanes, StagedChunk *chunks, int nchunks,
 			lane->nspilled += chunks[i].nrows;
 			continue;
 		}
-		batcher_spool_write(spool, lane->queue_id, chunk, NULL, 0,
-							lane->spilling ? spilled_home(lane) :
+		batcher_spool_write(spool, lane->queue_id, chunk, chunk->number, NULL,
+							0, lane->spilling ? spilled_home(lane) :
 							batcher_spool_home(version),
 							enqueuer_name(chunk->enqueued_by), &chunk->tid);
 		chunk->flags |= BATCHER_CHUNK_DURABLE;

@@ -43,6 +43,8 @@ typedef struct StagedChunk
 extern void batcher_staged_release(StagedLane *lanes, StagedChunk *staged);
 extern void batcher_staged_seal(StagedLane *lanes, StagedChunk *chunks,
 								int index, Oid spool_oid);
+extern void batcher_staged_number(StagedLane *lanes, int nlanes,
+								  StagedChunk *chunks, int nchunks);
 extern void batcher_staged_write(StagedLane *lanes, StagedChunk *chunks,
 								 int nchunks, Oid spool_oid);
 

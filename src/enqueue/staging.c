@@ -356,7 +356,6 @@ check_spool_is_there(void)
 static void
 prepare_commit(void)
 {
-	BatcherSharedDatabase *db = batcher_catalog_database();
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	bool		durable = false;
 	int			i;
@@ -373,11 +372,7 @@ prepare_commit(void)
 			lane->durable = true;
 		durable |= lane->durable;
 	}
-	for (i = 0; i < nchunks; i++)
-	{
-		if (chunks[i].chunk && chunks[i].chunk->number == 0)
-			chunks[i].chunk->number = batcher_number_take(db);
-	}
+	batcher_staged_number(lanes, nlanes, chunks, nchunks);
 	if (durable)
 		batcher_staged_write(lanes, chunks, nchunks, locked_spool);
 	batcher_debug_point("spool-written");

@@ -101,7 +101,8 @@ typedef struct BatcherChunk
 
 /*
  * A chunk in private memory, and what only such a one has: its successor on
- * a list, and the name of who enqueued, where the role may be gone.
+ * a list, the name of who enqueued, where the role may be gone, and what is
+ * known of its tuple.
  */
 typedef struct BatcherPrivateChunk
 {
@@ -109,6 +110,7 @@ typedef struct BatcherPrivateChunk
 	struct BatcherPrivateChunk *previous;
 	char	   *enqueued_by;	/* NULL: the chunk's role tells */
 	int64		home;			/* of the tuple that it was read from */
+	uint64		place;			/* the number by whose order it comes */
 	BatcherChunk chunk;			/* the rows follow */
 } BatcherPrivateChunk;
 

@@ -27,8 +27,10 @@ from workload import QUEUES
 CHANNELS = sorted({q.options['notify_channel'] for q in QUEUES.values()
                    if 'notify_channel' in q.options})
 
-# So many flushes may have had their messages outstanding.
-OUTSTANDING = 50
+# So many flushes may have had their messages outstanding: where all have few
+# rows, a listener is soon far behind.
+OUTSTANDING = 1000
+SHOWN = 20
 
 
 class Course:
@@ -146,5 +148,5 @@ class Listener:
                     self.findings.add(
                         'out_of_step', f'{text} is not about the flush that'
                         ' comes next: the last ones had'
-                        f' {course.flushes[-OUTSTANDING:]} rows')
+                        f' {course.flushes[-SHOWN:]} rows')
                     course.anywhere()
