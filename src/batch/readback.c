@@ -327,7 +327,7 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 	LaneScan   *scan = arg;
 	BatcherReadback *rb = scan->rb;
 	uint64		group = (int64) entry->home < 0 ?
-		(uint64) -(int64) entry->home : 0;
+		0 - entry->home : 0;
 	Entry		noted;
 
 	if (entry->queue_id != scan->queue_id || entry->home == scan->home)
@@ -378,12 +378,30 @@ find_entries(LaneScan *scan, Relation spool)
 		hash_destroy(scan->groups);
 }
 
+/*
+ * A scan has found 'nrows' rows of a lane, after its spill word was 'seen' and
+ * its count 'before'.  Later they are counted by those who spill and settle,
+ * but not if a tuple that cannot be read becomes a dead letter: so each scan in
+ * which nobody has spilled sets the count right.
+ */
+static void
+count_spilled(BatcherSharedLane *lane, uint64 seen, uint64 before,
+			  int64 nrows)
+{
+	if (seen & BATCHER_SPILL_UNKNOWN)
+		pg_atomic_write_u64(&lane->nspilled, nrows);
+	else if (!(seen & BATCHER_SPILL_COMMITTING) &&
+			 pg_atomic_read_u64(&lane->spill) == seen)
+		(void) pg_atomic_compare_exchange_u64(&lane->nspilled, &before, nrows);
+}
+
 /* Look through the spool; true if the lane is in memory again. */
 static bool
 scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
 	uint64		seen = pg_atomic_read_u64(&lane->spill);
+	uint64		before;
 	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext,
 											  "batcher readback",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -401,10 +419,9 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	view->readback = rb;
 	rb->scanned_upto = pg_atomic_read_u64(&view->db->next_number);
 	pg_memory_barrier();
+	before = pg_atomic_read_u64(&lane->nspilled);
 	find_entries(&scan, spool);
-	/* later it is counted by those who spill and settle */
-	if (seen & BATCHER_SPILL_UNKNOWN)
-		pg_atomic_write_u64(&lane->nspilled, scan.nrows);
+	count_spilled(lane, seen, before, scan.nrows);
 	batcher_lane_spill_known(lane);
 	if (rb->nentries == 0)
 	{

@@ -164,6 +164,7 @@ SELECT batch_flush('dl', '10 s') IS NOT NULL AS flushed;
 SELECT n FROM dl_target WHERE n BETWEEN 21 AND 24;
 SELECT payload, sqlstate, message, detail ~ '^The tuple was at \(\d+,\d+\) of the table batcher.spool.$' AS detail, attempts
     FROM batcher.dead_letter WHERE payload IS NULL ORDER BY message;
+SELECT dl_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'dl'$$);
 SELECT batch_retry_dead('dl') AS readable_ones;
 
 -- Bad input.
