@@ -119,6 +119,8 @@ extern void batcher_definition_set_owner(BatcherQueueDef *def, Oid owner);
 extern void batcher_definition_delete(int32 id);
 extern Oid	batcher_definition_identity(const BatcherQueueDef *def);
 extern BatcherSharedQueue *batcher_definition_shared(const BatcherQueueDef *def);
+extern bool batcher_definition_ensure_shared(const BatcherQueueDef *def,
+											 BatcherQueueKey *key);
 extern void batcher_definition_publish(const BatcherQueueDef *def,
 									   BatcherSharedQueue *queue);
 extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
@@ -167,6 +169,7 @@ extern void batcher_change_freeze(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
 extern void batcher_change_note_altered(BatcherSharedQueue *queue);
 extern void batcher_change_note_dropped(BatcherSharedQueue *queue);
+extern void batcher_change_wake_workers(void);
 extern void batcher_change_install(void);
 
 /* spool.c */
@@ -234,6 +237,7 @@ extern void batcher_dead_insert_unreadable(int32 queue_id, uint64 number,
 										   ItemPointer tid,
 										   const ErrorData *error);
 extern void batcher_dead_scan(BatcherDeadVisitor visit, void *arg);
+extern uint64 batcher_dead_ticket(HeapTuple tuple, TupleDesc desc);
 extern bool batcher_dead_exists(int32 queue_id, uint64 ticket);
 extern uint64 batcher_dead_delete(int32 queue_id, Datum tickets);
 extern BatcherDeadLetter *batcher_dead_take(int32 queue_id, Datum tickets,
@@ -245,6 +249,7 @@ extern HeapTuple batcher_spool_form(TupleDesc desc, int32 queue_id,
 									BatcherRow *const *skip, int nskip,
 									uint64 home, const char *enqueued_by);
 extern uint64 batcher_spool_number(HeapTuple tuple, TupleDesc desc);
+extern uint64 batcher_spool_tuple_home(HeapTuple tuple, TupleDesc desc);
 extern int32 batcher_spool_queue_id(HeapTuple tuple, TupleDesc desc);
 extern void batcher_spool_entry(HeapTuple tuple, TupleDesc desc,
 								BatcherSpoolEntry *entry);

@@ -237,9 +237,11 @@ end_changes(bool commit, int level)
 	}
 }
 
-/* Wake all workers of this database, and the launcher. */
-static void
-wake_workers(void)
+/*
+ * Wake all workers of this database, and the launcher.
+ */
+void
+batcher_change_wake_workers(void)
 {
 	int			i;
 
@@ -289,7 +291,7 @@ change_xact_callback(XactEvent event, void *arg)
 		(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
 	end_changes(commit, 0);
 	batcher_change_local++;
-	wake_workers();
+	batcher_change_wake_workers();
 	changes = NULL;
 	changed_level = arrived_level = held_level = 0;
 }
@@ -323,7 +325,7 @@ change_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 		batcher_change_local++;
 		/* a lane that thaws may have rows that wait */
 		if (changes != newest)
-			wake_workers();
+			batcher_change_wake_workers();
 	}
 	for (change = changes; change; change = change->next)
 		change->level = Min(change->level, current - 1);
@@ -463,21 +465,24 @@ hold_all_queues(void)
 }
 
 /*
- * A tuple of the spool has come: no number that it bears is given again.  The
- * sequence is restored too, but maybe later.  There must be numbers left.
+ * A tuple of the spool, or a dead letter, has come: no number that it bears is
+ * given again.  The sequence is restored too, but maybe later.  There must be
+ * numbers left.
  */
 static void
-skip_numbers(TriggerData *trigdata)
+skip_numbers(TriggerData *trigdata, bool dead)
 {
-	uint64		last;
+	HeapTuple	tuple = trigdata->tg_trigtuple;
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	uint64		last = dead ? batcher_dead_ticket(tuple, desc) :
+		batcher_spool_last_number(tuple, desc);
 
-	last = batcher_spool_last_number(trigdata->tg_trigtuple,
-									 RelationGetDescr(trigdata->tg_relation));
 	if (last > PG_INT64_MAX / 2)
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("number or ticket %lld of a row of table \"%s\" is out of range",
-						(long long) last, "batcher.spool")));
+				 errmsg("number or ticket %lld of a row of table \"batcher.%s\" is out of range",
+						(long long) last,
+						RelationGetRelationName(trigdata->tg_relation))));
 	if (batcher_shared)
 		batcher_number_renew(batcher_catalog_database(), last + 1);
 }
@@ -492,13 +497,18 @@ release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
 	Oid			relid = RelationGetRelid(trigdata->tg_relation);
 	const char *names[MAX_REPLACED];
 	int			n = 0;
-	Datum		zeros[MAX_REPLACED] = {0};	/* OIDs too */
+	Datum		values[MAX_REPLACED] = {0}; /* OIDs too */
 	bool		nulls[MAX_REPLACED] = {0};
 
 	if (relid == cat->spool)
 	{
-		zeros[0] = Int64GetDatum(0);
+		int64		home = batcher_spool_tuple_home(trigdata->tg_trigtuple,
+													RelationGetDescr(trigdata->tg_relation));
+
+		/* what a large transaction has stored goes on belonging together */
+		values[0] = Int64GetDatum(Min(home, 0));
 		names[n++] = "home";
+		names[n++] = "enqueuer";
 	}
 	else if (relid == cat->grant_table)
 		names[n++] = "role";
@@ -512,7 +522,7 @@ release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
 		names[n++] = "target";
 		names[n++] = "row_type";
 	}
-	return replace_columns(trigdata, n, names, zeros, nulls);
+	return replace_columns(trigdata, n, names, values, nulls);
 }
 
 /* Is this one of the tables that have the trigger? */
@@ -575,7 +585,9 @@ batcher_arrived(PG_FUNCTION_ARGS)
 	if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
 	{
 		hold_all_queues();
-		skip_numbers(trigdata);
+		skip_numbers(trigdata, false);
 	}
+	else if (RelationGetRelid(trigdata->tg_relation) == cat->dead_table)
+		skip_numbers(trigdata, true);
 	return PointerGetDatum(release_tuple(trigdata, cat));
 }

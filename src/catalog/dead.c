@@ -24,6 +24,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /* Bytes of each text of an error that are kept. */
 #define TEXT_MAX	8000
@@ -94,7 +95,13 @@ batcher_dead_insert(int32 queue_id, const BatcherChunk *chunk, BatcherRow *row,
 	char		nulls[NUM_COLS];
 	BatcherRowParts parts;
 	const char *by = batcher_spool_enqueuer(chunk);
+	Oid			enqueuer = chunk->enqueued_by;
 
+	/* of what was restored only the name is known */
+	if (!OidIsValid(enqueuer))
+		enqueuer = by == NULL ? InvalidOid : get_role_oid(by, true);
+	else if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(enqueuer)))
+		enqueuer = InvalidOid;
 	batcher_row_read(chunk, row, &parts);
 	memset(nulls, ' ', sizeof(nulls));
 	values[COL_QUEUE_ID - 1] = Int32GetDatum(queue_id);
@@ -116,8 +123,7 @@ batcher_dead_insert(int32 queue_id, const BatcherChunk *chunk, BatcherRow *row,
 	values[COL_ATTEMPTS - 1] = Int32GetDatum(parts.attempts + 1);
 	values[COL_ENQUEUED_AT - 1] = TimestampTzGetDatum(chunk->enqueued_at);
 	values[COL_ENQUEUED_BY - 1] = clipped_text(by, &nulls[COL_ENQUEUED_BY - 1]);
-	values[COL_ENQUEUER - 1] =
-		ObjectIdGetDatum(by == NULL ? InvalidOid : get_role_oid(by, true));
+	values[COL_ENQUEUER - 1] = ObjectIdGetDatum(enqueuer);
 	values[COL_DIED_AT - 1] = TimestampTzGetDatum(batcher_clock_now());
 	insert_dead(values, nulls);
 }
@@ -223,6 +229,18 @@ batcher_dead_scan(BatcherDeadVisitor visit, void *arg)
 	systable_endscan(scan);
 	MemoryContextDelete(cxt);
 	table_close(rel, AccessShareLock);
+}
+
+/*
+ * The ticket of a dead letter.
+ */
+uint64
+batcher_dead_ticket(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		ticket = heap_getattr(tuple, COL_TICKET, desc, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(ticket);
 }
 
 /*

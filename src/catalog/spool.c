@@ -126,14 +126,19 @@ batcher_spool_write(Relation spool, int32 queue_id, const BatcherChunk *chunk,
 }
 
 /*
- * The name of who enqueued the rows of a chunk; NULL if the role is gone.
+ * The name of who enqueued the rows of a chunk, as of today; NULL, or of what
+ * was read back the name that was stored, if the role is gone.
  */
 const char *
 batcher_spool_enqueuer(const BatcherChunk *chunk)
 {
-	if (chunk->flags & BATCHER_CHUNK_PRIVATE)
-		return batcher_private_chunk(chunk)->enqueued_by;
-	return GetUserNameFromId(chunk->enqueued_by, true);
+	const char *name = NULL;
+
+	if (OidIsValid(chunk->enqueued_by))
+		name = GetUserNameFromId(chunk->enqueued_by, true);
+	if (name == NULL && (chunk->flags & BATCHER_CHUNK_PRIVATE))
+		name = batcher_private_chunk(chunk)->enqueued_by;
+	return name;
 }
 
 /* Is the tuple of chunk 'number' at 'tid', on the page in 'buffer'? */

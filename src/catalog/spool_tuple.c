@@ -28,6 +28,7 @@ enum
 	COL_PRIORITY,
 	COL_ATTEMPTS,
 	COL_IMMEDIATE,
+	COL_ENQUEUER,
 	COL_ENQUEUED_BY,
 	COL_PAYLOAD,
 	COL_KEY,
@@ -191,9 +192,11 @@ batcher_spool_form(TupleDesc desc, int32 queue_id, const BatcherChunk *chunk,
 	values[COL_ENQUEUED_AT] = TimestampTzGetDatum(chunk->enqueued_at);
 	values[COL_QUEUE_ID] = Int32GetDatum(queue_id);
 	values[COL_LANE] = Int32GetDatum(0);
+	values[COL_ENQUEUER] = ObjectIdGetDatum(chunk->enqueued_by);
 	values[COL_ENQUEUED_BY] = CStringGetTextDatum(enqueued_by);
 	nulls[COL_NUMBER] = nulls[COL_HOME] = nulls[COL_ENQUEUED_AT] = false;
-	nulls[COL_QUEUE_ID] = nulls[COL_LANE] = nulls[COL_ENQUEUED_BY] = false;
+	nulls[COL_QUEUE_ID] = nulls[COL_LANE] = false;
+	nulls[COL_ENQUEUER] = nulls[COL_ENQUEUED_BY] = false;
 	set_rows(rows, n, values, nulls);
 	return heap_form_tuple(desc, values + 1, nulls + 1);
 }
@@ -207,6 +210,17 @@ batcher_spool_number(HeapTuple tuple, TupleDesc desc)
 	bool		isnull;
 
 	return DatumGetInt64(heap_getattr(tuple, COL_NUMBER, desc, &isnull));
+}
+
+/*
+ * The home of a tuple.
+ */
+uint64
+batcher_spool_tuple_home(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+
+	return DatumGetInt64(heap_getattr(tuple, COL_HOME, desc, &isnull));
 }
 
 /*
@@ -361,6 +375,7 @@ batcher_spool_read(Relation spool, HeapTuple tuple)
 	chunk->number = DatumGetInt64(values[COL_NUMBER]);
 	chunk->enqueued_at = DatumGetTimestampTz(values[COL_ENQUEUED_AT]);
 	chunk->committed_at = chunk->enqueued_at;
+	chunk->enqueued_by = DatumGetObjectId(values[COL_ENQUEUER]);
 	chunk->tid = tuple->t_self;
 	batcher_private_chunk(chunk)->home = DatumGetInt64(values[COL_HOME]);
 	batcher_private_chunk(chunk)->enqueued_by =
@@ -375,10 +390,8 @@ batcher_spool_read(Relation spool, HeapTuple tuple)
 void
 batcher_spool_entry(HeapTuple tuple, TupleDesc desc, BatcherSpoolEntry *entry)
 {
-	bool		isnull;
-
 	entry->number = batcher_spool_number(tuple, desc);
-	entry->home = DatumGetInt64(heap_getattr(tuple, COL_HOME, desc, &isnull));
+	entry->home = batcher_spool_tuple_home(tuple, desc);
 	entry->queue_id = batcher_spool_queue_id(tuple, desc);
 	entry->nrows = count_rows(tuple, desc);
 	entry->tid = tuple->t_self;

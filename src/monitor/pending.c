@@ -158,7 +158,7 @@ visit_tuple(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 
 	old = MemoryContextSwitchTo(scan->cxt);
 	chunk = batcher_spool_read(scan->spool, tuple);
-	put_chunk(scan, def, chunk, batcher_private_chunk(chunk)->enqueued_by);
+	put_chunk(scan, def, chunk, batcher_spool_enqueuer(chunk));
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(scan->cxt);
 }

@@ -89,7 +89,7 @@ typedef struct BatcherChunk
 	TimestampTz enqueued_at;	/* start of the transaction that enqueued */
 	TimestampTz committed_at;
 	pg_atomic_uint32 state;
-	Oid			enqueued_by;
+	Oid			enqueued_by;	/* InvalidOid: restored */
 	ItemPointerData tid;		/* of the spool tuple, if DURABLE */
 	uint16		slab_offset;	/* from the slab's start, in units of 8 bytes */
 	uint16		flags;
@@ -108,7 +108,8 @@ typedef struct BatcherPrivateChunk
 {
 	struct BatcherPrivateChunk *next;
 	struct BatcherPrivateChunk *previous;
-	char	   *enqueued_by;	/* NULL: the chunk's role tells */
+	char	   *enqueued_by;	/* as stored, in case the chunk's role is gone;
+								 * NULL: not stored yet */
 	int64		home;			/* of the tuple that it was read from */
 	uint64		place;			/* the number by whose order it comes */
 	BatcherChunk chunk;			/* the rows follow */

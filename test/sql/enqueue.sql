@@ -111,6 +111,19 @@ SELECT batch_flush('en');
 INSERT INTO batcher.spool (number, home, enqueued_at, queue_id, lane, enqueued_by, tickets, payloads) VALUES (1, 0, now(), 1, 0, 'nobody', '{9223372036854775807}', '{1}');
 \echo :SQLSTATE
 INSERT INTO batcher.spool (number, home, enqueued_at, queue_id, lane, enqueued_by, tickets, payloads) VALUES (-1, 0, now(), 1, 0, 'nobody', '{1}', '{1}');
+-- They are at home nowhere, but for what belongs together.
+BEGIN;
+INSERT INTO batcher.spool (number, home, enqueued_at, queue_id, lane, enqueuer, enqueued_by, ticket, payload)
+    VALUES (1, 17, now(), 1, 0, 10, 'nobody', 1, '1'), (1, -17, now(), 1, 0, 10, 'nobody', 1, '1')
+    RETURNING home, enqueuer;
+ROLLBACK;
+-- Dead letters bear tickets, too.
+BEGIN;
+INSERT INTO batcher.dead_row (queue_id, ticket, priority, sqlstate, attempts, died_at) VALUES (1, 6000000000000000, 0, '22012', 1, now());
+ROLLBACK;
+SELECT batch_enqueue('en', '1') > 6000000000000000 AS above;
+SELECT batch_flush('en');
+INSERT INTO batcher.dead_row (queue_id, ticket, priority, sqlstate, attempts, died_at) VALUES (1, 9223372036854775807, 0, '22012', 1, now());
 
 SELECT batch_drop_queue('en');
 DROP TABLE en_source, en_target;

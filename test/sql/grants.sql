@@ -146,6 +146,34 @@ SET ROLE regress_batcher_enqueuer;
 SELECT payload, enqueued_by FROM batcher.dead_letter;
 RESET ROLE;
 
+-- Of a row that is read back from the spool the role is known, not only its
+-- name: one that bears the name later sees nothing.
+CREATE ROLE regress_batcher_gone;
+SET ROLE regress_batcher_owner;
+SELECT batch_grant('gr', 'regress_batcher_gone', 'enqueue');
+SET ROLE regress_batcher_gone;
+SELECT batch_enqueue('gr', '"of one that is gone"') > 0 AS has_ticket;
+SET ROLE regress_batcher_enqueuer;
+SELECT batch_enqueue('gr', '"of one with another name"') > 0 AS has_ticket;
+RESET ROLE;
+VACUUM FULL batcher.spool;
+SELECT batch_revoke('gr', 'regress_batcher_gone', 'enqueue');
+DROP ROLE regress_batcher_gone;
+CREATE ROLE regress_batcher_gone;
+ALTER ROLE regress_batcher_enqueuer RENAME TO regress_batcher_renamed;
+SELECT batch_grant('gr', 'regress_batcher_gone', 'enqueue');
+SELECT payload, enqueued_by FROM batcher.pending WHERE queue = 'gr' ORDER BY ticket;
+SELECT batch_flush('gr') IS NOT NULL AS flushed;
+SELECT payload, enqueued_by FROM batcher.dead_letter WHERE payload::text ~ 'of one' ORDER BY ticket;
+SET ROLE regress_batcher_gone;
+SELECT payload, enqueued_by FROM batcher.dead_letter WHERE payload::text ~ 'of one';
+SET ROLE regress_batcher_renamed;
+SELECT payload, enqueued_by FROM batcher.dead_letter WHERE payload::text ~ 'of one';
+RESET ROLE;
+ALTER ROLE regress_batcher_renamed RENAME TO regress_batcher_enqueuer;
+SELECT batch_revoke('gr', 'regress_batcher_gone', 'enqueue');
+DROP ROLE regress_batcher_gone;
+
 -- A revoked right is gone at the commit, also for a session that used it.
 SET ROLE regress_batcher_owner;
 SELECT batch_revoke('gr', 'regress_batcher_enqueuer', 'enqueue');
