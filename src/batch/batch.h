@@ -215,6 +215,7 @@ extern void batcher_probation_install(void);
 extern void batcher_probation_look(BatcherLaneView *view);
 extern void batcher_probation_begin(BatcherLaneView *view);
 extern void batcher_probation_end(BatcherLaneView *view);
+extern void batcher_probation_forget(const BatcherQueueKey *key);
 
 /* isolate.c */
 typedef struct BatcherIsolation BatcherIsolation;

@@ -19,7 +19,8 @@
  *	  one process has crashed, or at an immediate stop, takes the marker away.
  *
  * Markers are not flushed to disk: what matters here is that processes end.
- * The worker.
+ * Who takes a dropped queue away removes its marker.  The worker; the launcher
+ * for dropped databases.
  */
 #include "postgres.h"
 
@@ -45,15 +46,17 @@
 /* The longest that the breaker of a suspect queue is open, in ms. */
 #define SUSPECT_MAX			(24 * 60 * 60 * 1000.0)
 
+/* The folder of the markers. */
+#define MARKERS				"pg_stat"
+
 /* The marker of the flush that runs, or an empty string. */
 static char marker[MAXPGPATH] = "";
 
+/* Where the marker of a queue is, below MARKERS. */
 static void
-marker_path(const BatcherLaneView *view, char *path)
+marker_path(const BatcherQueueKey *key, char *path)
 {
-	const BatcherQueueKey *key = &view->queue->key;
-
-	snprintf(path, MAXPGPATH, "pg_stat/batcher.flushing.%u.%u.%d",
+	snprintf(path, MAXPGPATH, MARKERS "/batcher.flushing.%u.%u.%d",
 			 key->db.dboid, key->db.extoid, key->queue_id);
 }
 
@@ -139,7 +142,7 @@ batcher_probation_look(BatcherLaneView *view)
 
 	if (pg_atomic_read_u32(&lane->probation) != BATCHER_PROBATION_UNKNOWN)
 		return;
-	marker_path(view, path);
+	marker_path(&view->queue->key, path);
 	number = read_marker(path);
 	pg_atomic_write_u32(&lane->crashes, number);
 	pg_atomic_write_u32(&lane->probation,
@@ -167,7 +170,7 @@ batcher_probation_begin(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
 
-	marker_path(view, marker);
+	marker_path(&view->queue->key, marker);
 	if (pg_atomic_read_u32(&lane->probation) > 0)
 		write_marker(Min(pg_atomic_read_u32(&lane->crashes) + 1,
 						 CONVICTED - 1));
@@ -188,4 +191,34 @@ batcher_probation_end(BatcherLaneView *view)
 		(void) pg_atomic_fetch_sub_u32(&lane->probation, 1);
 	}
 	marker[0] = '\0';
+}
+
+/*
+ * A queue is dropped; with queue_id 0 all of an extension in a database are.
+ */
+void
+batcher_probation_forget(const BatcherQueueKey *key)
+{
+	char		path[MAXPGPATH];
+	char		prefix[MAXPGPATH];
+	DIR		   *dir;
+	struct dirent *entry;
+
+	if (key->queue_id != 0)
+	{
+		marker_path(key, path);
+		(void) unlink(path);
+		return;
+	}
+	snprintf(prefix, sizeof(prefix), "batcher.flushing.%u.%u.",
+			 key->db.dboid, key->db.extoid);
+	dir = AllocateDir(MARKERS);
+	while ((entry = ReadDirExtended(dir, MARKERS, LOG)) != NULL)
+	{
+		if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0)
+			continue;
+		snprintf(path, sizeof(path), MARKERS "/%s", entry->d_name);
+		(void) unlink(path);
+	}
+	FreeDir(dir);
 }

@@ -13,6 +13,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "base/debug.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -419,6 +420,38 @@ batcher_definition_shared(const BatcherQueueDef *def)
 						 "batcher.max_queues")));
 	batcher_definition_publish(def, queue);
 	return queue;
+}
+
+/*
+ * See to it that a queue has its shared state, and set its key, for a caller
+ * that does not keep others from dropping it.  False if it is dropped: then
+ * the state that may have been made for it is taken away by a worker, as that
+ * of a dropped queue is.  Errors as above.
+ */
+bool
+batcher_definition_ensure_shared(const BatcherQueueDef *def,
+								 BatcherQueueKey *key)
+{
+	BatcherQueueDef *now;
+	BatcherSharedQueue *queue;
+
+	key->db = batcher_catalog_find(false)->db;
+	key->queue_id = def->id;
+	key->lane = 0;
+	batcher_debug_point("ensure-shared");
+	if (batcher_shmem_queue(*key))
+		return true;
+	(void) batcher_definition_shared(def);
+	now = batcher_definition_by_name(def->name);
+	if (now && now->id == def->id)
+		return true;
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	queue = batcher_shmem_queue_locked(*key);
+	if (queue)
+		pg_atomic_write_u32(&queue->dropped, 1);
+	LWLockRelease(&batcher_shared->lock);
+	batcher_change_wake_workers();
+	return false;
 }
 
 /*

@@ -346,7 +346,6 @@ batcher_flush(PG_FUNCTION_ARGS)
 	foreach(lc, defs)
 	{
 		BatcherQueueDef *def = lfirst(lc);
-		BatcherSharedQueue *queue;
 		FlushRequest *request = &requests[nrequests];
 
 		if (!batcher_definition_may(def, BATCHER_MANAGE))
@@ -358,13 +357,13 @@ batcher_flush(PG_FUNCTION_ARGS)
 						  psprintf("Reason: %s.", def->pause_reason) : NULL);
 			continue;
 		}
-		queue = batcher_definition_shared(def);
-		if (batcher_lane_breaker_open(&queue->lane))
+		if (!batcher_definition_ensure_shared(def, &request->key))
+			continue;
+		if (look_at_lane(request->key).breaker_open)
 		{
 			notice_breaker(def->name);
 			continue;
 		}
-		request->key = queue->key;
 		request->name = def->name;
 		if (ask_worker(request->key, false, upto, &request->before))
 			nrequests++;
@@ -397,9 +396,9 @@ batcher_purge(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("queue must not be null")));
 	def = managed_queue(fcinfo);
-	key = batcher_definition_shared(def)->key;
 	upto = batcher_number_take(batcher_catalog_database());
-	if (!ask_worker(key, true, upto, &before))
+	if (!batcher_definition_ensure_shared(def, &key) ||
+		!ask_worker(key, true, upto, &before))
 		PG_RETURN_INT64(0);
 	(void) wait_until_settled(key, def->name, true, upto, BATCHER_NEVER, &now);
 	PG_RETURN_INT64(now.there ? now.npurged - before.npurged : 0);

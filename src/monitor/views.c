@@ -508,12 +508,13 @@ static void
 reset_queue(const BatcherQueueDef *def)
 {
 	BatcherQueueKey key = batcher_monitor_key(def);
-	BatcherSharedQueue *queue = batcher_definition_shared(def);
+	BatcherSharedQueue *queue;
 	TimestampTz now = batcher_clock_now();
 	int			i;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
-	if (batcher_monitor_entry_is_of(queue, &key))
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
 	{
 		for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
 			pg_atomic_write_u64(&queue->counters[i],

@@ -172,6 +172,7 @@ remove_dropped(uint64 generation)
 		if (view)
 			forget_view(view);
 		batcher_lane_discard(queue);
+		batcher_probation_forget(&queue->key);
 		batcher_shmem_queue_remove(queue->key);
 	}
 }

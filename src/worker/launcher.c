@@ -31,6 +31,7 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/compat.h"
+#include "batch/batch.h"
 #include "miscadmin.h"
 #include "postmaster/interrupt.h"
 #include "queue/chunk.h"
@@ -376,7 +377,12 @@ check_databases(void)
 		}
 		slot = batcher_turn_find_worker(key, NULL);
 		if (slot < 0)
+		{
+			BatcherQueueKey all = {.db = key};
+
 			batcher_lane_discard_database(key);
+			batcher_probation_forget(&all);
+		}
 		else if (batcher_turn.slots[slot].db.extoid == key.extoid &&
 				 !batcher_turn.slots[slot].leave)
 			batcher_turn_ask_to_leave(slot);

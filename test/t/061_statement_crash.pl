@@ -12,6 +12,7 @@ use BatcherTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time usleep);
 
 my $node = new_node('statement_crash', "batcher.flush_interval = '10ms'");
 
@@ -120,6 +121,44 @@ SELECT batch_enqueue('bad memory', '6')));
 wait_drained($node, 'bad memory');
 is(sql($node, q(SELECT id FROM done WHERE queue = 'altered')), '6', 'it is tried');
 is(markers(), 0, 'no marker is left');
+
+# A marker goes with its queue, and with its database.
+sub wait_no_markers
+{
+	my $end = time() + $PostgreSQL::Test::Utils::timeout_default;
+
+	usleep(20_000) while markers() > 0 && time() < $end;
+	return;
+}
+sub crash_by_queue
+{
+	my ($database) = @_;
+
+	$position = log_position($node);
+	arm($node, 'executing=crash');
+	$node->safe_psql($database, q(SELECT batch_enqueue('short', '7')));
+	wait_crash_over($node, $position);
+	disarm($node);
+	$node->poll_query_until($database,
+		q(SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'short'))
+	  or die 'the breaker does not open';
+	return;
+}
+my $create_short = q(
+SELECT batch_create_queue('short', 'SELECT FROM batch', options => '{"flush_interval": "10 ms"}'););
+sql($node, $create_short);
+crash_by_queue('postgres');
+is(markers(), 1, 'there is a marker');
+sql($node, q(SELECT batch_drop_queue('short', force => true)));
+wait_no_markers();
+is(markers(), 0, 'it goes with the queue');
+sql($node, 'CREATE DATABASE other');
+$node->safe_psql('other', "CREATE EXTENSION batcher; $create_short");
+crash_by_queue('other');
+is(markers(), 1, 'there is one of another database');
+sql($node, 'DROP DATABASE other');
+wait_no_markers();
+is(markers(), 0, 'it goes with the database');
 
 $node->stop;
 done_testing();

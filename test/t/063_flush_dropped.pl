@@ -1,0 +1,66 @@
+
+# A queue that is dropped while batch_flush is about to ask for its flush leaves
+# nothing in shared memory.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use BatcherTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+# There is room for two queues.
+my $node = new_node('flush_dropped', 'batcher.max_queues = 2');
+
+# Make a queue, as soon as there is room.
+sub create
+{
+	my ($queue) = @_;
+	my $end = time() + $PostgreSQL::Test::Utils::timeout_default;
+	my $rc;
+
+	while (1)
+	{
+		($rc) = try_sql($node,
+			"SELECT batch_create_queue('$queue', 'SELECT FROM batch');");
+		last if $rc == 0 || time() > $end;
+		usleep(20_000);
+	}
+	is($rc, 0, "there is room for queue $queue");
+	return;
+}
+
+foreach my $call (q(batch_flush(NULL)), q(batch_flush('late')),
+	q(batch_purge('late')))
+{
+	create('late');
+	my $session = $node->background_psql('postgres');
+	$session->query_until(
+		qr/^go$/m,
+		qq(\\echo go
+SET batcher.debug_points = 'ensure-shared=wait';
+SELECT $call;
+));
+	wait_point($node, 'ensure-shared');
+	sql($node, q(SELECT batch_drop_queue('late')));
+	# Both places are free again when two others can be made.
+	create('one');
+	create('two');
+	sql($node, q(SELECT batch_drop_queue('two')));
+	create('three');
+	sql($node, q(SELECT batch_drop_queue('three'), batch_drop_queue('one')));
+	create('one');
+	release_point($node, 'ensure-shared');
+	is($session->query_safe('SELECT 1'), "0\n1", "$call of a queue that is gone");
+	create('two');
+	sql($node, q(SELECT batch_drop_queue('one'), batch_drop_queue('two')));
+	$session->quit;
+}
+
+$node->stop;
+done_testing();
