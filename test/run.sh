@@ -3,8 +3,8 @@
 # run.sh [check|unit|regress|isolation|tap][:NAME,...]... [torture[:MINUTES]]: build
 # the extension and test it.
 #
-# Without arguments the first five parts are run; names after a colon choose
-# among the tests of a part:
+# Without arguments all parts are run; names after a colon choose among the
+# tests of a part:
 #   check      no warning by gcc and clang; includes point one way
 #   unit       test/unit: functions of the source, without a server
 #   regress    test/sql against expected/, by pg_regress
@@ -260,7 +260,7 @@ run_torture()
 	verdict torture $status
 }
 
-[ $# -gt 0 ] || set -- check unit regress isolation tap
+[ $# -gt 0 ] || set -- check unit regress isolation tap torture
 for part; do
 	case ${part%%:*} in
 		check|unit|regress|isolation|tap|torture) ;;

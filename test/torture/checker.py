@@ -245,7 +245,8 @@ class Checker:
                 self.retried[row] = queue
                 if queue == 'tally':
                     self.tally[key] += n
-        self.let_go = set(self.retried)
+        # and what their flushes pass on
+        self.let_go = {sign * row for row in self.retried for sign in (1, -1)}
 
 
 def stamp(seconds):
