@@ -60,10 +60,11 @@ COMMENT ON TABLE batcher.queue_grant IS
 
 -- One tuple holds rows of one transaction for one queue: a single row in the
 -- first columns, several in arrays.  There is no index: the worker knows where
--- its tuples are.  'enqueuer' is the role that bore the name 'enqueued_by'; 0:
--- the tuple has come from another server, and the name counts.  A tuple fills at most one page, unless a single row is
+-- its tuples are.  A tuple fills at most one page, unless a single row is
 -- larger; then its payload is stored out of line, uncompressed.  The order of
--- the columns leaves no gaps in a tuple with a single row.
+-- the columns leaves no gaps in a tuple with a single row.  'enqueuer' is the
+-- role that bore the name 'enqueued_by'; 0: the tuple has come from another
+-- server, and the name counts.
 CREATE TABLE batcher.spool (
     number bigint NOT NULL,
     home bigint NOT NULL,
