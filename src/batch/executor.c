@@ -496,12 +496,13 @@ batcher_executor_install(void)
 
 /*
  * Let go of what a statement, also one that failed, can leave in the session:
- * advisory locks and the values of sequences that it has cached.
+ * advisory locks and the values of sequences that it has cached.  Locks of the
+ * transaction stay until that has ended.
  */
 void
 batcher_executor_forget_session(void)
 {
-	LockReleaseAll(USER_LOCKMETHOD, true);
+	LockReleaseSession(USER_LOCKMETHOD);
 	ResetSequenceCaches();
 }
 
