@@ -511,8 +511,8 @@ find_unit(BatcherIndex *index, BatcherChunk *chunk, BatcherRow *row)
 }
 
 /*
- * A row with a key, which is there as 'ref', is decided; if it was rolled back,
- * ref->chunk is NULL.
+ * A row with a key, which was there as 'ref', is decided.  If it was rolled
+ * back, an earlier row of its chunk and key may have taken the ref away.
  */
 void
 batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
@@ -529,7 +529,7 @@ batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
 		advance_barrier(view, unit);
 		batcher_unit_put(view, unit);
 	}
-	else if (ref->chunk && is_undecided(unit))
+	else if ((chunk->flags & BATCHER_CHUNK_SEEN) && is_undecided(unit))
 		note_held(view, unit, chunk, row);
 }
 

@@ -64,7 +64,7 @@ choose_victim(bool only_idle)
 {
 	TimestampTz stayed = batcher_clock_add_ms(batcher_turn.now, -MIN_STAY_MS);
 	int			best = -1;
-	int			best_score = only_idle ? 6 : 0;
+	int			best_score = 0;
 	int			i;
 
 	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
@@ -86,6 +86,8 @@ choose_victim(bool only_idle)
 			continue;
 		if (!is_last_of_database(i))
 			score++;
+		if (only_idle && score < 7)
+			continue;
 		if (score > best_score ||
 			(score == best_score &&
 			 copy->since < batcher_turn.slots[best].since))
