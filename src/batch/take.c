@@ -21,6 +21,13 @@
 #define FOLD_BYTES		(64 * 1024 * 1024)
 
 /*
+ * Merging makes the whole value anew for each row, so it ends where so many
+ * bytes have been made: else many rows that each add a member would take time
+ * that grows with their square.
+ */
+#define MERGE_BYTES		(64 * 1024 * 1024)
+
+/*
  * A new batch, in the current context.
  */
 BatcherBatch *
@@ -81,39 +88,69 @@ take_ref(BatcherLaneView *view, BatcherBatch *batch, BatcherUnit *unit)
 	return ref;
 }
 
+/* Say that rows of a key cannot become one. */
+static void
+report_unmerged(BatcherLaneView *view, int n)
+{
+	ErrorData  *error = CopyErrorData();
+
+	FlushErrorState();
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("queue \"%s\": a row could not be merged with %d others of its key, and is flushed after them",
+					view->def->name, n),
+			 errdetail("%s.", error->message)));
+	FreeErrorData(error);
+}
+
 /*
  * Merge the payloads of refs of a batch, from 'first' on, into that of row
  * 'r'.  Returns how many could be merged, at least one: a value can become too
- * large or too deep.
+ * large or too deep, and so many large ones are not made.  Each step makes the
+ * whole value anew, from the one in the other of two contexts.
  */
 static int
-merge_payloads(BatcherBatch *batch, int first, BatcherBatchRow *r)
+merge_payloads(BatcherLaneView *view, BatcherBatch *batch, int first,
+			   BatcherBatchRow *r)
 {
 	MemoryContext cxt = CurrentMemoryContext;
+	MemoryContext steps[2];
+	Jsonb	   *volatile merged = NULL;
 	volatile int n = 0;
+	volatile Size work = 0;
 
+	steps[0] = AllocSetContextCreate(cxt, "batcher merge",
+									 ALLOCSET_DEFAULT_SIZES);
+	steps[1] = AllocSetContextCreate(cxt, "batcher merge",
+									 ALLOCSET_DEFAULT_SIZES);
 	PG_TRY();
 	{
-		for (; first + n < batch->nrefs; n++)
+		for (; first + n < batch->nrefs && work < MERGE_BYTES; n++)
 		{
 			BatcherRef *ref = batch->refs[first + n];
 			BatcherRowParts parts;
 
 			batcher_row_read(ref->chunk, ref->row, &parts);
-			r->merged = n == 0 ? parts.payload : (struct varlena *)
-				batcher_merge_jsonb((Jsonb *) r->merged,
-									(Jsonb *) parts.payload);
+			MemoryContextReset(steps[n % 2]);
+			MemoryContextSwitchTo(steps[n % 2]);
+			merged = n == 0 ? (Jsonb *) parts.payload :
+				batcher_merge_jsonb(merged, (Jsonb *) parts.payload);
 			r->priority = n == 0 ? parts.priority :
 				Max(r->priority, parts.priority);
+			work += VARSIZE(merged);
 		}
+		MemoryContextSwitchTo(cxt);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(cxt);
-		EmitErrorReport();
-		FlushErrorState();
+		report_unmerged(view, n);
 	}
 	PG_END_TRY();
+	r->merged = MemoryContextAllocHuge(cxt, VARSIZE(merged));
+	memcpy(r->merged, merged, VARSIZE(merged));
+	MemoryContextDelete(steps[0]);
+	MemoryContextDelete(steps[1]);
 	return n;
 }
 
@@ -147,7 +184,7 @@ take_folded(BatcherLaneView *view, BatcherBatch *batch, BatcherUnit *unit)
 
 	if (policy == BATCHER_KEYS_MERGE && batch->nrefs - first > 1)
 	{
-		int			n = merge_payloads(batch, first, &merged);
+		int			n = merge_payloads(view, batch, first, &merged);
 
 		while (batch->nrefs > first + n)
 			batcher_unit_push_back(view, batch->refs[--batch->nrefs]);

@@ -97,6 +97,15 @@ SELECT batch_flush('kp') >= 0 AS is_flushed;
 SELECT key, v FROM kp_target ORDER BY key, v;
 SELECT key, payload, attempts FROM batcher.dead_letter ORDER BY ticket;
 
+-- Many rows that each add a member become a few, none of them too expensive.
+CREATE TABLE kp_many (payload jsonb);
+SELECT batch_create_queue('kp many', 'INSERT INTO kp_many SELECT payload FROM batch ORDER BY batch_pos', options => '{"key_policy": "merge", "flush_interval": "1 h", "flush_size": 100000, "max_batch_size": 100000}');
+SELECT batch_enqueue_many('kp many', array_agg(jsonb_build_object('member ' || n, repeat('x', 100))), array_agg('k'::text)) FROM generate_series(1, 2000) AS n;
+SELECT batch_flush('kp many', '1 min') BETWEEN 2 AND 20 AS are_few;
+SELECT count(DISTINCT member) FROM kp_many, jsonb_object_keys(payload) AS member;
+SELECT batch_drop_queue('kp many');
+DROP TABLE kp_many;
+
 SELECT batch_create_queue('kp bad', options => '{"key_policy": "newest"}');
 -- Rows of a type are not merged.
 SELECT batch_create_queue('kp bad', target => 'kp_target', options => '{"key_policy": "merge"}');
