@@ -431,22 +431,47 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 	return result;
 }
 
-/* The worker ends: a flush that outlived its timeout has failed. */
+/* Has nobody asked this worker to leave, and is the server to go on? */
+static bool
+ends_unasked(BatcherLaneView *view)
+{
+	int			slot = batcher_lane_owner(&view->queue->lane);
+
+	return slot >= 0 &&
+		pg_atomic_read_u32(&batcher_shared->workers[slot].leave) == 0 &&
+		pg_atomic_read_u32(&batcher_shared->stopping) == 0;
+}
+
+/*
+ * The worker ends.  A flush that outlived its timeout has failed, and one that
+ * was cut off by whoever has ended the worker too: it may be the statement
+ * itself.
+ */
 static void
 note_end(int code, Datum arg)
 {
+	BatcherLaneView *view = flushing_view;
 	const char *message = "flush outlived its timeout, and its worker was ended";
 
-	if (flushing_view == NULL)
+	if (view == NULL)
 		return;
-	batcher_probation_end(flushing_view);
-	if (!batcher_executor_overtime())
-		return;
-	LWLockReleaseAll();
-	(void) batcher_failure_note(flushing_view, "57014", message);
-	batcher_count(flushing_view->queue, BATCHER_BATCHES_FAILED, 1);
-	batcher_breaker_open(flushing_view, message,
-						 flushing_view->def->options.breaker_recovery);
+	batcher_probation_end(view);
+	if (batcher_executor_overtime())
+	{
+		LWLockReleaseAll();
+		(void) batcher_failure_note(view, "57014", message);
+		batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
+		batcher_breaker_open(view, message,
+							 view->def->options.breaker_recovery);
+	}
+	else if (IsTransactionState() && ends_unasked(view))
+	{
+		LWLockReleaseAll();
+		message = "the worker was ended in a flush";
+		(void) batcher_failure_note(view, "57P01", message);
+		note_failed_flush(view, message);
+		put_off_lane(view);
+	}
 }
 
 /*
