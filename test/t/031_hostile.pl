@@ -538,7 +538,7 @@ SELECT batch_create_queue('suicide',
 	'SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(60) FROM batch');
 SELECT batch_enqueue('suicide', '1');
 ));
-wait_sql($node, "SELECT is_flushing FROM batcher.status
+wait_sql($node, "SELECT batches_failed > 0 FROM batcher.stat_queue
 	WHERE queue = 'suicide'");
 others_go_on('bob', 'bob', 'a worker that is ended by its flush');
 sql($node, q(SELECT batch_drop_queue('suicide', true)));
