@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "base/json.h"
 #include "base/options.h"
 #include "base/settings.h"
 #include "utils/formatting.h"
@@ -646,18 +647,6 @@ batcher_options_resolve(Jsonb *stored, BatcherOptions *options)
 	resolve(stored, options, sources);
 }
 
-static void
-push_string(JsonbParseState **state, JsonbIteratorToken token,
-			const char *string)
-{
-	JsonbValue	value;
-
-	value.type = jbvString;
-	value.val.string.val = unconstify(char *, string);
-	value.val.string.len = strlen(string);
-	pushJsonbValue(state, token, &value);
-}
-
 /*
  * The same as JSON: for each option an object with its effective 'value', in
  * a form in which it can be given, and the 'source' of that.
@@ -681,13 +670,12 @@ batcher_options_explain(Jsonb *stored)
 	{
 		JsonbValue	value;
 
-		push_string(&state, WJB_KEY, batcher_options[i].name);
+		batcher_json_key(&state, batcher_options[i].name);
 		pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-		push_string(&state, WJB_KEY, "value");
+		batcher_json_key(&state, "value");
 		batcher_option_effective(&batcher_options[i], &options, &value);
 		pushJsonbValue(&state, WJB_VALUE, &value);
-		push_string(&state, WJB_KEY, "source");
-		push_string(&state, WJB_VALUE, names[sources[i]]);
+		batcher_json_string(&state, "source", names[sources[i]]);
 		pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	}
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));

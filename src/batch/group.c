@@ -11,7 +11,7 @@
  */
 #include "postgres.h"
 
-#include "batch/json.h"
+#include "base/json.h"
 #include "batch/message.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"

@@ -22,7 +22,7 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/debug.h"
-#include "batch/json.h"
+#include "base/json.h"
 #include "batch/message.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"

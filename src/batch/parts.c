@@ -16,7 +16,7 @@
 
 #include <zlib.h>
 
-#include "batch/json.h"
+#include "base/json.h"
 #include "batch/message.h"
 #include "catalog/namespace.h"
 #include "common/base64.h"

@@ -16,6 +16,7 @@
 #include <math.h>
 
 #include "access/htup_details.h"
+#include "base/json.h"
 #include "catalog/pg_type.h"
 #include "catalog/row_type.h"
 #include "miscadmin.h"
@@ -67,26 +68,6 @@ void
 batcher_row_json_settings_end(int level)
 {
 	AtEOXact_GUC(true, level);
-}
-
-static void
-push_text(JsonbParseState **state, JsonbIteratorToken token, const char *text)
-{
-	JsonbValue	v;
-
-	v.type = jbvString;
-	v.val.string.val = unconstify(char *, text);
-	v.val.string.len = strlen(text);
-	(void) pushJsonbValue(state, token, &v);
-}
-
-/*
- * Begin a member of an object.
- */
-void
-batcher_row_json_key(JsonbParseState **state, const char *name)
-{
-	push_text(state, WJB_KEY, name);
 }
 
 static void
@@ -187,7 +168,7 @@ push_float(JsonbParseState **state, JsonbIteratorToken token, float8 number,
 		   const char *text)
 {
 	if (isnan(number) || isinf(number) || strcmp(text, "-0") == 0)
-		push_text(state, token, text);
+		batcher_json_push_text(state, token, text);
 	else
 		push_numeric(state, token,
 					 DatumGetNumeric(DirectFunctionCall3(numeric_in,
@@ -203,7 +184,7 @@ push_datetime(JsonbParseState **state, JsonbIteratorToken token, Datum value,
 	char		text[MAXDATELEN + 1];
 
 	(void) JsonEncodeDateTime(text, value, type, NULL);
-	push_text(state, token, pstrdup(text));
+	batcher_json_push_text(state, token, pstrdup(text));
 }
 
 /* Would an array become another when it is read from a JSON array? */
@@ -263,7 +244,7 @@ push_array(JsonbParseState **state, JsonbIteratorToken token, Datum value,
 
 	if (exact && array_is_special(array, element))
 	{
-		push_text(state, token, batcher_row_json_text(value, type));
+		batcher_json_push_text(state, token, batcher_row_json_text(value, type));
 		return;
 	}
 	get_typlenbyvalalign(element, &typlen, &typbyval, &typalign);
@@ -295,7 +276,7 @@ push_record(JsonbParseState **state, Datum value, bool exact)
 
 		if (att->attisdropped)
 			continue;
-		batcher_row_json_key(state, NameStr(att->attname));
+		batcher_json_key(state, NameStr(att->attname));
 		batcher_row_json_push(state, WJB_VALUE, values[i], nulls[i],
 						  att->atttypid, exact);
 	}
@@ -350,7 +331,7 @@ batcher_row_json_push(JsonbParseState **state, JsonbIteratorToken token,
 		case NUMERICOID:
 			if (numeric_is_nan(DatumGetNumeric(value)) ||
 				numeric_is_inf(DatumGetNumeric(value)))
-				push_text(state, token, output(value, base));
+				batcher_json_push_text(state, token, output(value, base));
 			else
 				push_numeric(state, token, DatumGetNumeric(value));
 			return;
@@ -372,7 +353,7 @@ batcher_row_json_push(JsonbParseState **state, JsonbIteratorToken token,
 	else if (type_is_rowtype(base) && !(exact && base == RECORDOID))
 		push_record(state, value, exact);
 	else
-		push_text(state, token, text_of(value, base, exact));
+		batcher_json_push_text(state, token, text_of(value, base, exact));
 }
 
 /*
@@ -386,7 +367,7 @@ push_column(JsonbParseState **state, const BatcherColumn *column,
 {
 	Oid			base = getBaseType(type);
 
-	batcher_row_json_key(state, name);
+	batcher_json_key(state, name);
 	if (!isnull && column && column->is_json &&
 		(base == UNKNOWNOID || base == TEXTOID || base == VARCHAROID ||
 		 base == BPCHAROID))

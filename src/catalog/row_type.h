@@ -77,7 +77,6 @@ extern char *batcher_row_json_text(Datum value, Oid type);
 extern void batcher_row_json_push(JsonbParseState **state,
 							  JsonbIteratorToken token, Datum value,
 							  bool isnull, Oid type, bool exact);
-extern void batcher_row_json_key(JsonbParseState **state, const char *name);
 extern Jsonb *batcher_row_json_record(Datum record, BatcherRowType *row_type,
 									 const char *queue_name);
 

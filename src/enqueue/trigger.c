@@ -11,7 +11,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/pg_type.h"
+#include "base/json.h"
 #include "commands/trigger.h"
 #include "enqueue/enqueue.h"
 #include "fmgr.h"
@@ -54,18 +54,10 @@ static void
 push_row(JsonbParseState **state, const char *name, HeapTuple tuple,
 		 TupleDesc desc)
 {
-	batcher_row_json_key(state, name);
+	batcher_json_key(state, name);
 	batcher_row_json_push(state, WJB_VALUE,
 					  tuple ? heap_copy_tuple_as_datum(tuple, desc) : (Datum) 0,
 					  tuple == NULL, desc->tdtypeid, false);
-}
-
-static void
-push_name(JsonbParseState **state, const char *name, const char *value)
-{
-	batcher_row_json_key(state, name);
-	batcher_row_json_push(state, WJB_VALUE, CStringGetTextDatum(value), false,
-					  TEXTOID, false);
 }
 
 /* {"op": ..., "table": ..., "new": ..., "old": ...} */
@@ -78,8 +70,8 @@ make_payload(TriggerData *data)
 	JsonbParseState *state = NULL;
 
 	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_name(&state, "op", insert ? "INSERT" : update ? "UPDATE" : "DELETE");
-	push_name(&state, "table",
+	batcher_json_string(&state, "op", insert ? "INSERT" : update ? "UPDATE" : "DELETE");
+	batcher_json_string(&state, "table",
 			  batcher_named_relation(RelationGetRelid(data->tg_relation)));
 	push_row(&state, "new", insert ? data->tg_trigtuple :
 			 update ? data->tg_newtuple : NULL, desc);

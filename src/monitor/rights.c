@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "base/compat.h"
+#include "base/json.h"
 #include "miscadmin.h"
 #include "monitor/monitor.h"
 #include "utils/acl.h"
@@ -96,18 +97,6 @@ compare_grants(const ListCell *a, const ListCell *b)
 	return strcmp(x->role_name, y->role_name);
 }
 
-static void
-push_string(JsonbParseState **state, JsonbIteratorToken token,
-			const char *string)
-{
-	JsonbValue	value;
-
-	value.type = jbvString;
-	value.val.string.val = unconstify(char *, string);
-	value.val.string.len = strlen(string);
-	(void) pushJsonbValue(state, token, &value);
-}
-
 /*
  * The grants on a queue as the view shows them: an object that has for each
  * privilege an array of names.
@@ -130,11 +119,10 @@ batcher_monitor_grants(const BatcherQueueDef *def)
 		{
 			if (last)
 				(void) pushJsonbValue(&state, WJB_END_ARRAY, NULL);
-			push_string(&state, WJB_KEY,
-						batcher_privilege_name(grant->privilege));
+			batcher_json_key(&state, batcher_privilege_name(grant->privilege));
 			(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
 		}
-		push_string(&state, WJB_ELEM, grant->role_name);
+		batcher_json_push_text(&state, WJB_ELEM, grant->role_name);
 		last = grant;
 	}
 	if (last)

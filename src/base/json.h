@@ -7,6 +7,9 @@
 
 #include "utils/jsonb.h"
 
+extern void batcher_json_push_text(JsonbParseState **state,
+								   JsonbIteratorToken token,
+								   const char *text);
 extern void batcher_json_key(JsonbParseState **state, const char *key);
 extern void batcher_json_string(JsonbParseState **state, const char *key,
 								const char *value);

@@ -7,15 +7,23 @@
  */
 #include "postgres.h"
 
-#include "batch/json.h"
+#include "base/json.h"
 #include "utils/numeric.h"
 
-static void
-set_string(JsonbValue *v, const char *value)
+/*
+ * A text, as a key (WJB_KEY), a member's value (WJB_VALUE) or an element
+ * (WJB_ELEM).
+ */
+void
+batcher_json_push_text(JsonbParseState **state, JsonbIteratorToken token,
+					   const char *text)
 {
-	v->type = jbvString;
-	v->val.string.val = unconstify(char *, value);
-	v->val.string.len = strlen(value);
+	JsonbValue	v;
+
+	v.type = jbvString;
+	v.val.string.val = unconstify(char *, text);
+	v.val.string.len = strlen(text);
+	(void) pushJsonbValue(state, token, &v);
 }
 
 /*
@@ -24,10 +32,7 @@ set_string(JsonbValue *v, const char *value)
 void
 batcher_json_key(JsonbParseState **state, const char *key)
 {
-	JsonbValue	v;
-
-	set_string(&v, key);
-	pushJsonbValue(state, WJB_KEY, &v);
+	batcher_json_push_text(state, WJB_KEY, key);
 }
 
 /*
@@ -37,11 +42,8 @@ void
 batcher_json_string(JsonbParseState **state, const char *key,
 					const char *value)
 {
-	JsonbValue	v;
-
 	batcher_json_key(state, key);
-	set_string(&v, value);
-	pushJsonbValue(state, WJB_VALUE, &v);
+	batcher_json_push_text(state, WJB_VALUE, value);
 }
 
 /*
