@@ -99,6 +99,7 @@ typedef struct BatcherGrant
 
 /* extension.c */
 extern const BatcherCatalog *batcher_catalog_find(bool missing_ok);
+extern Relation batcher_catalog_open(Oid relid, LOCKMODE lockmode);
 extern void batcher_catalog_check_columns(TupleDesc desc, int known);
 extern BatcherSharedDatabase *batcher_catalog_database(void);
 extern uint64 batcher_number_take(BatcherSharedDatabase *db);

@@ -206,8 +206,8 @@ read_dead(HeapTuple tuple, TupleDesc desc, BatcherDeadLetter *dead)
 void
 batcher_dead_scan(BatcherDeadVisitor visit, void *arg)
 {
-	Relation	rel = table_open(batcher_catalog_find(false)->dead_table,
-								 AccessShareLock);
+	Relation	rel = batcher_catalog_open(batcher_catalog_find(false)->dead_table,
+										 AccessShareLock);
 	MemoryContext cxt = AllocSetContextCreate(CurrentMemoryContext,
 											  "batcher dead letters",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -250,7 +250,7 @@ bool
 batcher_dead_exists(int32 queue_id, uint64 ticket)
 {
 	const BatcherCatalog *cat = batcher_catalog_find(false);
-	Relation	rel = table_open(cat->dead_table, AccessShareLock);
+	Relation	rel = batcher_catalog_open(cat->dead_table, AccessShareLock);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	bool		exists;

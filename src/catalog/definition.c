@@ -157,7 +157,7 @@ BatcherQueueDef *
 batcher_definition_by_name(const char *name)
 {
 	const BatcherCatalog *cat = batcher_catalog_find(false);
-	Relation	rel = table_open(cat->queue_table, AccessShareLock);
+	Relation	rel = batcher_catalog_open(cat->queue_table, AccessShareLock);
 	BatcherQueueDef *def = NULL;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -182,7 +182,7 @@ List *
 batcher_definition_list(void)
 {
 	const BatcherCatalog *cat = batcher_catalog_find(false);
-	Relation	rel = table_open(cat->queue_table, AccessShareLock);
+	Relation	rel = batcher_catalog_open(cat->queue_table, AccessShareLock);
 	Relation	index = index_open(cat->queue_name_index, AccessShareLock);
 	List	   *list = NIL;
 	SysScanDesc scan;

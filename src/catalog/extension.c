@@ -67,6 +67,16 @@ extension_owner(Oid extoid)
 	return owner;
 }
 
+static void
+raise_not_installed(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"%s\" is not installed in this database",
+					"batcher"),
+			 errhint("Use CREATE EXTENSION.")));
+}
+
 /*
  * Where the extension's objects are.  If the extension is not in this
  * database: NULL if 'missing_ok', else an ERROR (55000).  Needs a
@@ -110,17 +120,27 @@ batcher_catalog_find(bool missing_ok)
 	{
 		if (missing_ok)
 			return NULL;
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension \"%s\" is not installed in this database",
-						"batcher"),
-				 errhint("Use CREATE EXTENSION.")));
+		raise_not_installed();
 	}
 	if (found.db.extoid != catalog.db.extoid)
 		my_database = NULL;
 	catalog = found;
 	catalog_valid = true;
 	return &catalog;
+}
+
+/*
+ * Open a table of ours, whose OID is in the catalog.  Who waits for the lock
+ * behind a DROP EXTENSION gets the same ERROR (55000) as who comes later.
+ */
+Relation
+batcher_catalog_open(Oid relid, LOCKMODE lockmode)
+{
+	Relation	rel = try_table_open(relid, lockmode);
+
+	if (rel == NULL)
+		raise_not_installed();
+	return rel;
 }
 
 /*

@@ -86,7 +86,7 @@ static List *
 read_grants(int32 queue_id)
 {
 	const BatcherCatalog *cat = batcher_catalog_find(false);
-	Relation	rel = table_open(cat->grant_table, AccessShareLock);
+	Relation	rel = batcher_catalog_open(cat->grant_table, AccessShareLock);
 	List	   *list = NIL;
 	ScanKeyData key;
 	SysScanDesc scan;

@@ -34,7 +34,7 @@
 Relation
 batcher_spool_open(LOCKMODE lockmode)
 {
-	return table_open(batcher_catalog_find(false)->spool, lockmode);
+	return batcher_catalog_open(batcher_catalog_find(false)->spool, lockmode);
 }
 
 /*

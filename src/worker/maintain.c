@@ -34,7 +34,7 @@
 static bool
 is_useful(Oid spool_oid, TransactionId since)
 {
-	Relation	spool = table_open(spool_oid, AccessShareLock);
+	Relation	spool = batcher_catalog_open(spool_oid, AccessShareLock);
 	TransactionId oldest = GetOldestNonRemovableTransactionId(spool);
 
 	table_close(spool, AccessShareLock);

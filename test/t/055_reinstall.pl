@@ -104,6 +104,21 @@ wait_sql($node, q(SELECT count(*) = 8 FROM done WHERE what LIKE 'fourth%'));
 is(sql($node, q(SELECT count(*) FROM done WHERE what LIKE 'rolled%')),
 	'0', 'what is rolled back is not there');
 
+# Dropped while another waits for the lock.
+$session->query('BEGIN; DROP EXTENSION batcher CASCADE');
+$second->{stderr} = '';
+$second->query_until(qr/begins/,
+	qq(\\echo begins\nSELECT batch_create_queue('late', NULL);\n));
+wait_sql($node,
+	q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+		AND query LIKE '%late%' AND pid <> pg_backend_pid()));
+$session->query('COMMIT');
+$second->query('SELECT 1');
+like(
+	$second->{stderr},
+	qr/extension "batcher" is not installed in this database/,
+	'who waited for the lock is told that it is gone');
+
 $_->quit foreach $session, $second;
 $node->stop;
 done_testing();
