@@ -155,6 +155,7 @@ typedef struct BatcherLaneView
 	BatcherTeller *teller;
 	BatcherReadback *readback;	/* NULL: none */
 	BatcherIndex *index;		/* NULL: to be built */
+	int64		thin_at;		/* rows in it at which hot keys are thinned */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
 	bool		wants_news;		/* look also when any chunk is decided: one
 								 * holds back rows that are due, or what comes

@@ -32,6 +32,10 @@
 /* An index that is empty gives its memory back if it had so many rows. */
 #define LARGE_INDEX		10000
 
+/* Keys are thinned if there are so many rows, and so many for each of them. */
+#define THIN_ROWS		10000
+#define THIN_SHARE		4
+
 static uint32
 unit_hash(const void *key, Size keysize)
 {
@@ -282,12 +286,9 @@ decide_chunks(BatcherLaneView *view)
 		pfree(voids);
 }
 
-/*
- * Bring the index up to date: with what is in the inbox, what was read back,
- * and what was decided since the last look.
- */
-void
-batcher_index_update(BatcherLaneView *view)
+/* Bring the index up to date. */
+static void
+update(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
 	dsa_pointer p = batcher_lane_take(lane);
@@ -307,4 +308,39 @@ batcher_index_update(BatcherLaneView *view)
 	while ((chunk = batcher_readback_take(view)) != NULL)
 		add_chunk(view, chunk);
 	view->index->peak = Max(view->index->peak, view->index->nrefs);
+}
+
+/*
+ * Are hot keys to be thinned (see queue/thin.c)?  Not while the rows are few,
+ * nor before as many have come as could not be given up the last time.
+ */
+static bool
+is_thinning_due(BatcherLaneView *view)
+{
+	const BatcherOptions *options = &view->def->options;
+	BatcherIndex *index = view->index;
+
+	if (options->durable || !options->enabled ||
+		options->key_policy == BATCHER_KEYS_ALL ||
+		options->key_policy == BATCHER_KEYS_MERGE)
+		return false;
+	view->thin_at = Max(THIN_ROWS, Min(view->thin_at, 2 * index->nrefs));
+	return index->nrefs >= view->thin_at &&
+		index->nrefs / THIN_SHARE >= hash_get_num_entries(index->units);
+}
+
+/*
+ * Bring the index up to date: with what is in the inbox, what was read back,
+ * and what was decided since the last look.
+ */
+void
+batcher_index_update(BatcherLaneView *view)
+{
+	update(view);
+	if (!is_thinning_due(view))
+		return;
+	batcher_index_reset(view);
+	(void) batcher_lane_thin_taken(view->queue);
+	update(view);
+	view->thin_at = 2 * view->index->nrefs;
 }

@@ -141,7 +141,6 @@ extern bool batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row);
 extern bool batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit);
 extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,
 							   BatcherRow *row);
-extern int32 batcher_row_priority(const BatcherRow *row);
 extern BatcherRef *batcher_unit_append(BatcherLaneView *view,
 									   BatcherChunk *chunk, BatcherRow *row);
 extern void batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,

@@ -35,20 +35,6 @@ key_compare(const void *a, const void *b, Size keysize)
 }
 
 /*
- * The key of a row, or NULL.  It points into the chunk.
- */
-text *
-batcher_row_key(const BatcherChunk *chunk, BatcherRow *row)
-{
-	BatcherRowParts parts;
-
-	if (!(row->flags & BATCHER_ROW_KEY))
-		return NULL;
-	batcher_row_read(chunk, row, &parts);
-	return parts.key;
-}
-
-/*
  * Add a key; NULL, which is none, is left out.  Allocates in the context that
  * was current at the first key.
  */

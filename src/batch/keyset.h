@@ -14,7 +14,6 @@ typedef struct BatcherKeySet
 	HTAB	   *table;			/* NULL: empty */
 } BatcherKeySet;
 
-extern text *batcher_row_key(const BatcherChunk *chunk, BatcherRow *row);
 extern void batcher_keyset_add(BatcherKeySet *set, text *key);
 extern bool batcher_keyset_has(const BatcherKeySet *set, text *key);
 

@@ -41,20 +41,6 @@ batcher_unit_compare(const BatcherUnit *a, const BatcherUnit *b)
 }
 
 /*
- * The priority of a row.
- */
-int32
-batcher_row_priority(const BatcherRow *row)
-{
-	int32		priority = 0;
-
-	if (row->flags & BATCHER_ROW_PRIORITY)
-		memcpy(&priority, (const char *) row + sizeof(BatcherRow),
-			   sizeof(priority));
-	return priority;
-}
-
-/*
  * Is a row a batch of its own, because its session or its queue gathers
  * nothing?
  */

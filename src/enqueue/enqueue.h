@@ -25,6 +25,7 @@ typedef struct BatcherTarget
 	BatcherRowType *known_type; /* as it was last; NULL: not looked at */
 	bool		durable;
 	bool		enabled;
+	bool		thins;			/* rows of a hot key can be given up */
 	BatcherWhenFull when_full;
 	int64		memory_limit;	/* bytes, 0: none */
 	bool		paused;
@@ -55,6 +56,7 @@ extern void batcher_staging_unlock_spool(void);
 extern void batcher_staging_install(void);
 
 /* room.c */
+extern bool batcher_room_make(BatcherTarget *target);
 extern void batcher_room_wait(BatcherTarget *target, Size size,
 							  TimestampTz *end);
 

@@ -1,6 +1,6 @@
 /*
  * room.c
- *	  Waiting until there is room for a row.
+ *	  Making room for a row, and waiting until there is some.
  *
  * Who waits for room waits for a flush, so it must not wait when no flush can
  * make room: when the queue is paused, when only open transactions hold the
@@ -14,6 +14,37 @@
 #include "enqueue/enqueue.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
+
+/*
+ * Thinning that freed less than half of what waits took its time in vain: the
+ * next one comes after so many times that time.
+ */
+#define THIN_PAUSE		50
+
+/*
+ * There is no room: give up rows of the queue's hot keys, if it is one where
+ * that can be done (see queue/thin.c).  True if some were given up.
+ */
+bool
+batcher_room_make(BatcherTarget *target)
+{
+	BatcherSharedLane *lane = &target->queue->lane;
+	TimestampTz begin;
+	TimestampTz end;
+	int64		n;
+
+	if (!target->thins)
+		return false;
+	begin = batcher_clock_now();
+	if (begin < (TimestampTz) pg_atomic_read_u64(&lane->thin_after))
+		return false;
+	n = batcher_lane_thin_inbox(target->queue);
+	end = batcher_clock_now();
+	if (n < pg_atomic_read_u64(&lane->npending))
+		pg_atomic_write_u64(&lane->thin_after,
+							end + THIN_PAUSE * (end - begin));
+	return n > 0;
+}
 
 /* An ERROR that says why there is no room, and, before "or", what to do. */
 static void

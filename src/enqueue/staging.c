@@ -184,6 +184,8 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size, Oid by)
 			chunk = batcher_chunk_new(size, false);
 		if (chunk != NULL)
 			break;
+		if (batcher_room_make(target))
+			continue;
 		if (target->when_full == BATCHER_FULL_SPILL)
 			in_area = false;
 		else

@@ -171,6 +171,34 @@ batcher_row_read(const BatcherChunk *chunk, BatcherRow *row,
 }
 
 /*
+ * The key of a row, or NULL.  It points into the chunk.
+ */
+text *
+batcher_row_key(const BatcherChunk *chunk, BatcherRow *row)
+{
+	BatcherRowParts parts;
+
+	if (!(row->flags & BATCHER_ROW_KEY))
+		return NULL;
+	batcher_row_read(chunk, row, &parts);
+	return parts.key;
+}
+
+/*
+ * The priority of a row.
+ */
+int32
+batcher_row_priority(const BatcherRow *row)
+{
+	int32		priority = 0;
+
+	if (row->flags & BATCHER_ROW_PRIORITY)
+		memcpy(&priority, (const char *) row + sizeof(BatcherRow),
+			   sizeof(priority));
+	return priority;
+}
+
+/*
  * Bytes of a chunk, with its header.
  */
 Size

@@ -30,7 +30,7 @@
  * One row.  After the header, each part aligned to four bytes: the priority
  * (if flagged), the payload, the key, the topic (varlenas with long headers).
  * The flags from DONE to SUPERSEDED, and 'attempts', are changed by the lane's
- * owner.
+ * owner; in the inbox the former by whoever holds lane.lock exclusively.
  */
 typedef struct BatcherRow
 {
@@ -76,7 +76,8 @@ typedef enum BatcherChunkState
  *
  * The producer fills everything before it pushes the chunk, then only stores
  * 'committed_at' and 'state'.  The owner of the lane changes the links, 'tid',
- * 'nlive', the flag SEEN and the rows' flags.  'nrows' and 'nlive' count 16
+ * 'nlive', the flag SEEN and the rows' flags; those of chunks that are in the
+ * inbox and committed also thin.c.  'nrows' and 'nlive' count 16
  * bits, which a chunk's size bounds.
  */
 typedef struct BatcherChunk
@@ -147,6 +148,8 @@ extern BatcherRow *batcher_chunk_add(BatcherChunk *chunk, BatcherRow *last,
 									 const BatcherRowParts *parts, Size size);
 extern void batcher_row_read(const BatcherChunk *chunk, BatcherRow *row,
 							 BatcherRowParts *parts);
+extern text *batcher_row_key(const BatcherChunk *chunk, BatcherRow *row);
+extern int32 batcher_row_priority(const BatcherRow *row);
 extern Size batcher_chunk_bytes(const BatcherChunk *chunk);
 extern bool batcher_chunk_has_ticket(const BatcherChunk *chunk,
 									 uint64 ticket);
@@ -168,12 +171,19 @@ extern dsa_pointer batcher_lane_take(BatcherSharedLane *lane);
 extern void batcher_lane_release(BatcherSharedQueue *queue,
 								 BatcherChunk **chunks, int n);
 extern void batcher_lane_sweep(BatcherSharedQueue *queue);
+extern dsa_pointer batcher_lane_unlink_settled(BatcherSharedQueue *queue);
+extern void batcher_lane_free(BatcherSharedQueue *queue,
+							  dsa_pointer released);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
 extern void batcher_lane_reset_breaker(BatcherSharedLane *lane);
 extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);
 extern bool batcher_lane_breaker_open(BatcherSharedLane *lane);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);
+
+/* thin.c */
+extern int64 batcher_lane_thin_inbox(BatcherSharedQueue *queue);
+extern int64 batcher_lane_thin_taken(BatcherSharedQueue *queue);
 
 /* owner.c */
 extern int	batcher_lane_owner(BatcherSharedLane *lane);

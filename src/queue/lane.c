@@ -268,7 +268,57 @@ batcher_lane_release(BatcherSharedQueue *queue, BatcherChunk **chunks, int n)
 }
 
 /*
- * The same for all settled chunks of the list.  Works from the marks in the
+ * Give the room of chunks back that were taken off their list, and are linked
+ * by 'next'.
+ */
+void
+batcher_lane_free(BatcherSharedQueue *queue, dsa_pointer released)
+{
+	if (!DsaPointerIsValid(released))
+		return;
+	while (DsaPointerIsValid(released))
+	{
+		BatcherChunk *chunk = batcher_area_address(released);
+
+		released = chunk->next;
+		free_chunk(&queue->lane, chunk);
+	}
+	ConditionVariableBroadcast(&batcher_shared->room_cv);
+}
+
+/*
+ * Take settled chunks off the inbox, for batcher_lane_free.  The newest stays:
+ * a producer may be about to push upon it.  lane.lock is held exclusively.
+ */
+dsa_pointer
+batcher_lane_unlink_settled(BatcherSharedQueue *queue)
+{
+	dsa_pointer p = pg_atomic_read_u64(&queue->lane.inbox);
+	dsa_pointer released = InvalidDsaPointer;
+	BatcherChunk *newer;
+
+	if (!DsaPointerIsValid(p))
+		return released;
+	newer = batcher_area_address(p);
+	while (DsaPointerIsValid(p = newer->next))
+	{
+		BatcherChunk *chunk = batcher_area_address(p);
+
+		if (!chunk_is_settled(chunk))
+		{
+			newer = chunk;
+			continue;
+		}
+		record_fates(queue, chunk);
+		newer->next = chunk->next;
+		chunk->next = released;
+		released = p;
+	}
+	return released;
+}
+
+/*
+ * The same for all settled chunks of the taken list.  Works from the marks in the
  * chunks alone, so it does what a worker that died right after a commit has
  * left undone.  The owner of the lane only, who must not hold on to one.
  */
@@ -278,7 +328,6 @@ batcher_lane_sweep(BatcherSharedQueue *queue)
 	BatcherSharedLane *lane = &queue->lane;
 	dsa_pointer p;
 	dsa_pointer released = InvalidDsaPointer;
-	bool		freed = false;
 
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
 	for (p = lane->taken_head; DsaPointerIsValid(p);)
@@ -295,17 +344,7 @@ batcher_lane_sweep(BatcherSharedQueue *queue)
 		p = next;
 	}
 	LWLockRelease(&lane->lock);
-
-	while (DsaPointerIsValid(released))
-	{
-		BatcherChunk *chunk = batcher_area_address(released);
-
-		released = chunk->next;
-		free_chunk(lane, chunk);
-		freed = true;
-	}
-	if (freed)
-		ConditionVariableBroadcast(&batcher_shared->room_cv);
+	batcher_lane_free(queue, released);
 }
 
 /*

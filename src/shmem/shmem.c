@@ -322,6 +322,7 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 					   BATCHER_SPILL_SPILLED | BATCHER_SPILL_UNKNOWN);
 	pg_atomic_init_u64(&lane->npending, 0);
 	pg_atomic_init_u64(&lane->nbytes, 0);
+	pg_atomic_init_u64(&lane->thin_after, 0);
 	pg_atomic_init_u64(&lane->wake_at, PG_UINT64_MAX);
 	pg_atomic_init_u32(&lane->armed, 0);
 	pg_atomic_init_u32(&lane->owner, 0);

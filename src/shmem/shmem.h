@@ -184,6 +184,8 @@ typedef struct BatcherSharedLane
 	pg_atomic_uint64 spill;		/* the spill word */
 	pg_atomic_uint64 npending;	/* rows in memory, committed, not settled */
 	pg_atomic_uint64 nbytes;	/* bytes of the area in use by its rows */
+	pg_atomic_uint64 thin_after;	/* TimestampTz: the inbox is not thinned
+									 * before */
 	pg_atomic_uint64 wake_at;	/* npending at which a committer wakes the
 								 * owner, whatever 'armed' says */
 	pg_atomic_uint32 armed;		/* 1: the owner will look by itself within the
