@@ -155,6 +155,9 @@ const BatcherOption batcher_options[] = {
 	{OPTION(when_full, BATCHER_OPTION_ENUM),
 		"spill if durable, else wait", true, 0, 0, when_full_values, NULL,
 	"what an enqueue does when memory is full: \"spill\", \"wait\" or \"error\""},
+	{OPTION(lanes, BATCHER_OPTION_INT),
+		"1", false, 1, BATCHER_MAX_LANES, NULL, NULL,
+	"rows are split by key, without key by session, over so many lanes that flush in parallel"},
 	{OPTION(rate_limit, BATCHER_OPTION_NUMBER),
 		NULL, false, 0.001, MAX_ROWS, NULL, NULL,
 	"the most rows that are flushed in a second"},
@@ -273,16 +276,17 @@ get_stored_by_name(Jsonb *stored, const char *name, BatcherOptionValue *result)
 }
 
 /*
- * Raise the error for a name that no option has.  There is always a nearest
- * one to suggest, whatever the case of the letters.
+ * Raise the error for a name that no option has.  The nearest one is suggested,
+ * whatever the case of the letters, if it is not farther than PostgreSQL goes
+ * for names of columns: half of the letters, and at most three of them.
  */
 static void
 report_unknown_name(const char *name, int len)
 {
 	const char *nearest = NULL;
-	int			best = -1;		/* no bound yet */
 	char	   *shown = batcher_option_clip(name, len);
 	char	   *folded = asc_tolower(shown, strlen(shown));
+	int			best = Min(3, strlen(folded) / 2) + 1;
 
 	for (int i = 0; i < batcher_num_options; i++)
 	{
@@ -292,7 +296,7 @@ report_unknown_name(const char *name, int len)
 		distance = varstr_levenshtein_less_equal(folded, strlen(folded),
 												 known, strlen(known),
 												 1, 1, 1, best, true);
-		if (nearest == NULL || distance < best)
+		if (distance < best)
 		{
 			nearest = known;
 			best = distance;
@@ -301,7 +305,9 @@ report_unknown_name(const char *name, int len)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("option \"%s\" does not exist", shown),
-			 errhint("Perhaps you meant the option \"%s\".", nearest)));
+			 nearest ?
+			 errhint("Perhaps you meant the option \"%s\".", nearest) :
+			 errhint("The view batcher.option shows all of them.")));
 }
 
 /* Refuse a number of rows that is greater than another one. */

@@ -84,6 +84,7 @@ typedef struct BatcherOptions
 	int			breaker_threshold;	/* flushes */
 	double		breaker_recovery;	/* ms */
 	int			breaker_probes; /* batches */
+	int			lanes;
 	int64		memory_limit;	/* bytes, 0: only the server's */
 	BatcherWhenFull when_full;	/* never BATCHER_FULL_DEFAULT */
 	double		rate_limit;		/* rows a second, 0: none */

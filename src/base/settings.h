@@ -22,6 +22,9 @@ extern int	batcher_max_queues;
  */
 #define BATCHER_MAX_WORKERS		64
 
+/* The most lanes that a queue can have. */
+#define BATCHER_MAX_LANES		64
+
 extern void batcher_settings_define(void);
 
 #endif							/* BATCHER_SETTINGS_H */

@@ -7,8 +7,8 @@
  * flushed for breaker_recovery, and rows gather.  Then it is half open: small
  * batches are tried, twice as large after each that failed; breaker_probes of them close it, and a failed one opens
  * it again.  Its state is in shared memory, so that everybody can see it, and
- * is changed by the worker that owns the lane, and by who closes it by hand
- * (batcher_lane_reset_breaker).
+ * is changed by the workers that own its lanes, and by who closes it by hand
+ * (batcher_queue_reset_breaker).
  */
 #include "postgres.h"
 
@@ -28,7 +28,7 @@
 int
 batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 {
-	BatcherSharedLane *lane = &view->queue->lane;
+	BatcherSharedLane *lane = &view->queue->main->lane;
 	int			max_rows = view->def->options.max_batch_size;
 
 	switch ((BatcherBreakerState) pg_atomic_read_u32(&lane->breaker))
@@ -56,7 +56,7 @@ batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 void
 batcher_breaker_open(BatcherLaneView *view, const char *reason, double ms)
 {
-	BatcherSharedQueue *queue = view->queue;
+	BatcherSharedQueue *queue = view->queue->main;
 	BatcherSharedLane *lane = &queue->lane;
 	int			len = pg_mbcliplen(reason, strlen(reason),
 								   BATCHER_ERROR_MAX - 1);
@@ -88,10 +88,10 @@ batcher_breaker_open(BatcherLaneView *view, const char *reason, double ms)
 void
 batcher_breaker_note_success(BatcherLaneView *view)
 {
-	BatcherSharedLane *lane = &view->queue->lane;
+	BatcherSharedLane *lane = &view->queue->main->lane;
 
 	pg_atomic_write_u32(&lane->failures, 0);
-	pg_atomic_write_u64(&lane->retry_at, 0);
+	pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
 	if (pg_atomic_read_u32(&lane->breaker) != BATCHER_BREAKER_HALF_OPEN)
 		return;
 	if (pg_atomic_read_u32(&lane->probes_left) > 1)
@@ -111,7 +111,7 @@ batcher_breaker_note_success(BatcherLaneView *view)
 void
 batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
 {
-	BatcherSharedLane *lane = &view->queue->lane;
+	BatcherSharedLane *lane = &view->queue->main->lane;
 	uint32		failures = pg_atomic_add_fetch_u32(&lane->failures, 1);
 	uint32		state = pg_atomic_read_u32(&lane->breaker);
 	double		recovery = view->def->options.breaker_recovery;

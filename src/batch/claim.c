@@ -383,7 +383,7 @@ keep_rest(BatcherLaneView *view, BatcherBatch *batch, BatcherClaim *claim,
 		if (batcher_outcome_settles(batch->rows[i].outcome))
 			skip[n++] = batch->rows[i].row;
 	}
-	batcher_spool_write(spool, view->queue->key.queue_id, chunk,
+	batcher_spool_write(spool, &view->queue->key, chunk,
 						claim->new_number ? claim->new_number : chunk->number,
 						skip, n,
 						chunk->flags & BATCHER_CHUNK_PRIVATE ?

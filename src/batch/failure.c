@@ -92,7 +92,7 @@ batcher_failure_note(BatcherLaneView *view, const char *sqlstate,
 
 	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
 	is_new = strcmp(queue->last_sqlstate, sqlstate) != 0 ||
-		(pg_atomic_read_u32(&lane->failures) == 0 &&
+		(pg_atomic_read_u32(&queue->main->lane.failures) == 0 &&
 		 now > batcher_clock_add_ms(queue->last_error_at, DEGRADED_MS));
 	queue->last_error_at = now;
 	strlcpy(queue->last_sqlstate, sqlstate, sizeof(queue->last_sqlstate));

@@ -111,7 +111,7 @@ run_batch(Try *t)
 	batch->nflushed = 0;
 	batcher_message_begin(view);
 	/* with the lock, so that who drops the queue waits for us, or we see it */
-	if (pg_atomic_read_u32(&view->queue->lane.frozen) != 0 ||
+	if (pg_atomic_read_u32(&view->queue->main->lane.frozen) != 0 ||
 		pg_atomic_read_u64(&view->db->generation) != view->generation)
 	{
 		table_close(spool, NoLock);
@@ -318,7 +318,7 @@ static void
 put_off_lane(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	uint32		failures = pg_atomic_read_u32(&lane->failures);
+	uint32		failures = pg_atomic_read_u32(&view->queue->main->lane.failures);
 	double		delay;
 
 	delay = batcher_schedule_retry_delay(&view->def->options, Max(failures, 1),
@@ -353,7 +353,7 @@ note_given_up(Try *t, bool counts)
 		view->passing++;
 		put_off_lane(view);
 	}
-	else if (pg_atomic_read_u32(&view->queue->lane.breaker) !=
+	else if (pg_atomic_read_u32(&view->queue->main->lane.breaker) !=
 			 BATCHER_BREAKER_OPEN)
 		batcher_breaker_open(view, message,
 							 view->def->options.breaker_recovery);
@@ -401,7 +401,8 @@ flush_batch(BatcherLaneView *view, BatcherBatch *batch)
 	bool		isolable = executes(view->def) &&
 		batch->reason != BATCHER_REASON_PURGE;
 
-	batch->number = pg_atomic_add_fetch_u64(&view->queue->batch_number, 1);
+	batch->number =
+		pg_atomic_add_fetch_u64(&view->queue->main->batch_number, 1);
 	pg_atomic_write_u32(&lane->flushing, batch->nrows);
 	flushing_view = view;
 	batcher_probation_begin(view);
@@ -583,7 +584,7 @@ may_read_back(BatcherLaneView *view, bool draining)
 		return true;
 	if (view->def->paused)
 		return false;
-	if (batcher_lane_breaker_open(lane))
+	if (batcher_queue_breaker_open(view->queue))
 		return false;
 	return draining || (flush_upto > settled && flush_upto > view->forced_upto) ||
 		pg_atomic_read_u64(&lane->retry_at) <= batcher_clock_now();
@@ -614,9 +615,9 @@ flush_gathered(BatcherLaneView *view, BatcherBatch *batch)
 		batcher_schedule_give_back(view, batch->nrows);
 	if (result == FLUSH_FAILED)
 	{
-		view->deadline = batcher_lane_breaker_open(lane) &&
+		view->deadline = batcher_queue_breaker_open(view->queue) &&
 			batch->reason != BATCHER_REASON_PURGE ?
-			pg_atomic_read_u64(&lane->breaker_until) :
+			pg_atomic_read_u64(&view->queue->main->lane.breaker_until) :
 			pg_atomic_read_u64(&lane->retry_at);
 		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 	}
@@ -641,7 +642,7 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 	BatcherBatch *batch;
 
 	view->deadline = BATCHER_NEVER;
-	if (pg_atomic_read_u32(&lane->frozen) != 0)
+	if (pg_atomic_read_u32(&view->queue->main->lane.frozen) != 0)
 		return false;
 	if (batcher_readback_low(view) && may_read_back(view, draining))
 		refilled = refill(view);

@@ -424,7 +424,7 @@ gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
 
 	if (max_rows == 0)
 	{
-		view->deadline = pg_atomic_read_u64(&lane->breaker_until);
+		view->deadline = pg_atomic_read_u64(&view->queue->main->lane.breaker_until);
 		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 		return NULL;
 	}

@@ -4,7 +4,7 @@
  *
  * A statement that crashes the server would crash it again after each
  * recovery, since its rows are still there.  What tells it is a marker, a file
- * of the data directory that is named for the queue and holds a number:
+ * of the data directory that is named for the lane and holds a number:
  *
  * - A worker that gets a signal which the statement has caused (SIGSEGV and
  *	  its like) writes one that convicts the queue: its breaker is open until
@@ -56,8 +56,8 @@ static char marker[MAXPGPATH] = "";
 static void
 marker_path(const BatcherQueueKey *key, char *path)
 {
-	snprintf(path, MAXPGPATH, MARKERS "/batcher.flushing.%u.%u.%d",
-			 key->db.dboid, key->db.extoid, key->queue_id);
+	snprintf(path, MAXPGPATH, MARKERS "/batcher.flushing.%u.%u.%d.%d",
+			 key->db.dboid, key->db.extoid, key->queue_id, key->lane);
 }
 
 /* Write a marker.  Also in a signal handler. */

@@ -244,6 +244,8 @@ typedef struct LaneScan
 {
 	BatcherReadback *rb;
 	int32		queue_id;
+	int32		lane;
+	int32		nlanes;
 	uint64		home;
 	int			max_entries;
 	bool		second;			/* the groups are complete by the first look */
@@ -330,7 +332,9 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 		0 - entry->home : 0;
 	Entry		noted;
 
-	if (entry->queue_id != scan->queue_id || entry->home == scan->home)
+	/* a lane that there is not, though none should be stored, is another one */
+	if (entry->queue_id != scan->queue_id || entry->home == scan->home ||
+		(uint32) entry->lane % scan->nlanes != scan->lane)
 		return;
 	if (!scan->second)
 	{
@@ -409,6 +413,8 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	LaneScan	scan = {
 		.rb = rb,
 		.queue_id = view->queue->key.queue_id,
+		.lane = view->queue->key.lane,
+		.nlanes = view->def->options.lanes,
 		.home = batcher_spool_home(version),
 		.max_entries = batcher_debug_limit("max-entries", MAX_ENTRIES)
 	};
@@ -547,9 +553,11 @@ visit_survey(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 	for (i = 0; i < survey->nqueues; i++)
 	{
 		BatcherQueueKey *key = &survey->queues[i]->key;
+		uint32		nlanes = pg_atomic_read_u32(&survey->queues[i]->main->nlanes);
 
 		if (key->queue_id == entry->queue_id &&
-			key->db.extoid == survey->extoid)
+			key->db.extoid == survey->extoid &&
+			(uint32) entry->lane % nlanes == key->lane)
 		{
 			survey->nrows[i] += entry->nrows;
 			break;

@@ -75,7 +75,7 @@ static int
 limit_rate(BatcherLaneView *view, TimestampTz now, int max_rows)
 {
 	double		rate = view->def->options.rate_limit;
-	int64		empty_at = pg_atomic_read_u64(&view->queue->rate_empty_at);
+	int64		empty_at = pg_atomic_read_u64(&view->queue->main->rate_empty_at);
 	double		level = batcher_bucket_level(empty_at, now, rate);
 	int64		waiting = count_waiting(view);
 	int			useful = useful_rows(view, waiting);
@@ -261,7 +261,7 @@ batcher_schedule_flushed(BatcherLaneView *view, const BatcherBatch *batch,
 bool
 batcher_schedule_take(BatcherLaneView *view, TimestampTz now, int nrows)
 {
-	pg_atomic_uint64 *state = &view->queue->rate_empty_at;
+	pg_atomic_uint64 *state = &view->queue->main->rate_empty_at;
 	double		rate = view->def->options.rate_limit;
 	uint64		empty_at;
 
@@ -292,6 +292,6 @@ batcher_schedule_give_back(BatcherLaneView *view, int nrows)
 	double		rate = view->def->options.rate_limit;
 
 	if (rate > 0)
-		(void) pg_atomic_fetch_sub_u64(&view->queue->rate_empty_at,
+		(void) pg_atomic_fetch_sub_u64(&view->queue->main->rate_empty_at,
 									   (int64) (nrows / rate * USECS_PER_SEC));
 }

@@ -167,6 +167,8 @@ extern uint64 batcher_change_local; /* grows when this transaction's view of
 									 * the definitions changes */
 extern bool batcher_change_is_open(void);
 extern void batcher_change_freeze(BatcherSharedQueue *queue);
+extern void batcher_change_close(BatcherSharedQueue *queue);
+extern bool batcher_change_closes(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
 extern void batcher_change_note_altered(BatcherSharedQueue *queue);
 extern void batcher_change_note_dropped(BatcherSharedQueue *queue);
@@ -181,7 +183,7 @@ extern bool batcher_spool_version(BatcherSharedDatabase *db, Relation spool,
 								  uint32 *version);
 extern bool batcher_spool_new_version(BatcherSharedDatabase *db,
 									  Relation spool);
-extern void batcher_spool_write(Relation spool, int32 queue_id,
+extern void batcher_spool_write(Relation spool, const BatcherQueueKey *key,
 								const BatcherChunk *chunk, uint64 number,
 								BatcherRow *const *skip, int nskip,
 								uint64 home, const char *enqueued_by,
@@ -198,6 +200,7 @@ extern bool batcher_spool_find_ticket(int32 queue_id, uint64 ticket);
 typedef struct BatcherSpoolEntry
 {
 	int32		queue_id;
+	int32		lane;
 	uint64		number;
 	uint64		home;
 	int			nrows;
@@ -245,7 +248,7 @@ extern BatcherDeadLetter *batcher_dead_take(int32 queue_id, Datum tickets,
 											int64 after, int max, int *n);
 
 /* spool_tuple.c */
-extern HeapTuple batcher_spool_form(TupleDesc desc, int32 queue_id,
+extern HeapTuple batcher_spool_form(TupleDesc desc, const BatcherQueueKey *key,
 									const BatcherChunk *chunk, uint64 number,
 									BatcherRow *const *skip, int nskip,
 									uint64 home, const char *enqueued_by);

@@ -37,7 +37,8 @@ typedef enum ChangeKind
 {
 	CHANGE_CREATED,				/* the entry goes if rolled back */
 	CHANGE_ALTERED,				/* the breaker closes if committed */
-	CHANGE_FROZEN,				/* the lane thaws, unless dropped */
+	CHANGE_FROZEN,				/* the queue thaws, unless dropped */
+	CHANGE_CLOSED,				/* the queue opens, unless dropped */
 	CHANGE_DROPPED,				/* the entry may go if committed */
 	CHANGE_EXTENSION_CREATED,	/* nobody else has the database's entry yet */
 	CHANGE_EXTENSION_DROPPED	/* the database's entry goes if committed */
@@ -165,6 +166,38 @@ batcher_change_freeze(BatcherSharedQueue *queue)
 }
 
 /*
+ * Close a queue until the end of this transaction, or of its rolled back part:
+ * nobody else begins to enqueue into it, but for transactions that hold the
+ * spool already, which the caller waits for.  It is flushed as ever.
+ */
+void
+batcher_change_close(BatcherSharedQueue *queue)
+{
+	add_change(CHANGE_CLOSED, queue, NULL);
+	pg_atomic_write_u64(&queue->closed_at,
+						batcher_number_take(batcher_catalog_database()));
+	pg_memory_barrier();
+	(void) pg_atomic_fetch_add_u32(&queue->closed, 1);
+	pg_memory_barrier();
+}
+
+/*
+ * Whether this transaction has closed a queue.
+ */
+bool
+batcher_change_closes(BatcherSharedQueue *queue)
+{
+	Change	   *change;
+
+	for (change = changes; change; change = change->next)
+	{
+		if (change->kind == CHANGE_CLOSED && change->queue == queue)
+			return true;
+	}
+	return false;
+}
+
+/*
  * A queue is dropped: its lane stays frozen.  To be called before others can
  * see the drop, as its entry may be gone right after that.
  */
@@ -173,7 +206,7 @@ forget_freezes(Change *change, BatcherSharedQueue *queue)
 {
 	for (; change; change = change->next)
 	{
-		if ((change->kind == CHANGE_FROZEN ||
+		if ((change->kind == CHANGE_FROZEN || change->kind == CHANGE_CLOSED ||
 			 change->kind == CHANGE_ALTERED) && change->queue == queue)
 			change->queue = NULL;
 	}
@@ -211,18 +244,21 @@ end_changes(bool commit, int level)
 				break;
 			case CHANGE_ALTERED:
 				if (commit && queue)
-					batcher_lane_reset_breaker(&queue->lane);
+					batcher_queue_reset_breaker(queue);
 				break;
 			case CHANGE_FROZEN:
 				if (queue)
 					(void) pg_atomic_fetch_sub_u32(&queue->lane.frozen, 1);
 				break;
+			case CHANGE_CLOSED:
+				if (queue)
+					(void) pg_atomic_fetch_sub_u32(&queue->closed, 1);
+				break;
 			case CHANGE_CREATED:
 				if (!commit)
 				{
 					/* nobody else has ever seen it */
-					batcher_lane_discard(queue);
-					batcher_shmem_queue_remove(queue->key);
+					batcher_queue_discard(queue);
 				}
 				break;
 			case CHANGE_EXTENSION_CREATED:

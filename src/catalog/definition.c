@@ -382,20 +382,28 @@ batcher_definition_publish(const BatcherQueueDef *def,
 						   BatcherSharedQueue *queue)
 {
 	Oid			identity = batcher_definition_identity(def);
+	BatcherSharedQueue *entry;
+	int			i;
 
-	LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
-	strlcpy(queue->name, def->name, sizeof(queue->name));
-	queue->owner_role = def->owner;
-	queue->identity = identity;
-	LWLockRelease(&queue->lane.lock);
-	pg_atomic_write_u32(&queue->paused, def->paused);
-	pg_atomic_write_u32(&queue->window,
-						(uint32) Min(def->options.flush_interval, PG_INT32_MAX));
+	pg_atomic_write_u32(&queue->nlanes, def->options.lanes);
+	batcher_foreach_lane(entry, i, queue)
+	{
+		LWLockAcquire(&entry->lane.lock, LW_EXCLUSIVE);
+		strlcpy(entry->name, def->name, sizeof(entry->name));
+		entry->owner_role = def->owner;
+		entry->identity = identity;
+		LWLockRelease(&entry->lane.lock);
+		pg_atomic_write_u32(&entry->paused, def->paused);
+		pg_atomic_write_u32(&entry->window,
+							(uint32) Min(def->options.flush_interval,
+										 PG_INT32_MAX));
+	}
 }
 
 /*
- * The shared state of a queue, made if it has none.  NULL if the library is
- * not preloaded; an ERROR (53400) if there are too many queues.
+ * The shared state of a queue, made with that of all lanes if it has none.
+ * NULL if the library is not preloaded; an ERROR (53400) if there are too many
+ * queues.
  */
 BatcherSharedQueue *
 batcher_definition_shared(const BatcherQueueDef *def)
@@ -409,9 +417,9 @@ batcher_definition_shared(const BatcherQueueDef *def)
 	key.queue_id = def->id;
 	key.lane = 0;
 	queue = batcher_shmem_queue(key);
-	if (queue)
+	if (queue && queue->lanes[def->options.lanes - 1])
 		return queue;
-	queue = batcher_shmem_queue_create(key, false);
+	queue = batcher_shmem_lanes_create(key, def->options.lanes, false);
 	if (queue == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -104,11 +104,12 @@ batcher_spool_new_version(BatcherSharedDatabase *db, Relation spool)
  * 'tid'.  Allocates in the current context.
  */
 void
-batcher_spool_write(Relation spool, int32 queue_id, const BatcherChunk *chunk,
-					uint64 number, BatcherRow *const *skip, int nskip,
-					uint64 home, const char *enqueued_by, ItemPointer tid)
+batcher_spool_write(Relation spool, const BatcherQueueKey *key,
+					const BatcherChunk *chunk, uint64 number,
+					BatcherRow *const *skip, int nskip, uint64 home,
+					const char *enqueued_by, ItemPointer tid)
 {
-	HeapTuple	tuple = batcher_spool_form(RelationGetDescr(spool), queue_id,
+	HeapTuple	tuple = batcher_spool_form(RelationGetDescr(spool), key,
 										   chunk, number, skip, nskip, home,
 										   enqueued_by);
 	bool		pushed = false;

@@ -158,13 +158,14 @@ set_rows(const BatcherRowParts *rows, int n, Datum *values, bool *nulls)
 /*
  * The tuple for the rows of a chunk that are not settled, without the 'nskip'
  * of them in 'skip' (in the order of the chunk); at least one is left.
- * 'number' is the chunk's, unless it inherits another.
+ * 'key' is the lane's; 'number' is the chunk's, unless it inherits another;
  * 'home' is batcher_spool_home(), 0 or less.  In the current context.
  */
 HeapTuple
-batcher_spool_form(TupleDesc desc, int32 queue_id, const BatcherChunk *chunk,
-				   uint64 number, BatcherRow *const *skip, int nskip,
-				   uint64 home, const char *enqueued_by)
+batcher_spool_form(TupleDesc desc, const BatcherQueueKey *key,
+				   const BatcherChunk *chunk, uint64 number,
+				   BatcherRow *const *skip, int nskip, uint64 home,
+				   const char *enqueued_by)
 {
 	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
 	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
@@ -190,8 +191,8 @@ batcher_spool_form(TupleDesc desc, int32 queue_id, const BatcherChunk *chunk,
 	values[COL_NUMBER] = Int64GetDatum(number);
 	values[COL_HOME] = Int64GetDatum(home);
 	values[COL_ENQUEUED_AT] = TimestampTzGetDatum(chunk->enqueued_at);
-	values[COL_QUEUE_ID] = Int32GetDatum(queue_id);
-	values[COL_LANE] = Int32GetDatum(0);
+	values[COL_QUEUE_ID] = Int32GetDatum(key->queue_id);
+	values[COL_LANE] = Int32GetDatum(key->lane);
 	values[COL_ENQUEUER] = ObjectIdGetDatum(chunk->enqueued_by);
 	values[COL_ENQUEUED_BY] = CStringGetTextDatum(enqueued_by);
 	nulls[COL_NUMBER] = nulls[COL_HOME] = nulls[COL_ENQUEUED_AT] = false;
@@ -232,6 +233,15 @@ batcher_spool_queue_id(HeapTuple tuple, TupleDesc desc)
 	bool		isnull;
 
 	return DatumGetInt32(heap_getattr(tuple, COL_QUEUE_ID, desc, &isnull));
+}
+
+/* The lane of a tuple. */
+static int32
+tuple_lane(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+
+	return DatumGetInt32(heap_getattr(tuple, COL_LANE, desc, &isnull));
 }
 
 /* The elements of an array of 'n' rows' parts. */
@@ -393,6 +403,7 @@ batcher_spool_entry(HeapTuple tuple, TupleDesc desc, BatcherSpoolEntry *entry)
 	entry->number = batcher_spool_number(tuple, desc);
 	entry->home = batcher_spool_tuple_home(tuple, desc);
 	entry->queue_id = batcher_spool_queue_id(tuple, desc);
+	entry->lane = tuple_lane(tuple, desc);
 	entry->nrows = count_rows(tuple, desc);
 	entry->tid = tuple->t_self;
 }

@@ -17,7 +17,8 @@ typedef struct BatcherTarget
 	uint64		local_generation;
 	BatcherDatabaseKey db;		/* and of the extension */
 	int32		queue_id;
-	BatcherSharedQueue *queue;
+	BatcherSharedQueue *queue;	/* its main entry */
+	int			nlanes;
 	Oid			owner;
 	bool		typed;
 	Oid			row_type;		/* if typed; InvalidOid: it is gone */
@@ -52,6 +53,7 @@ extern bool batcher_staging_has_ticket(BatcherSharedQueue *queue,
 									   uint64 ticket);
 extern bool batcher_staging_active(void);
 extern Oid	batcher_staging_lock_spool(void);
+extern bool batcher_staging_locked_before(uint64 number);
 extern void batcher_staging_unlock_spool(void);
 extern void batcher_staging_install(void);
 
@@ -62,5 +64,7 @@ extern void batcher_room_wait(BatcherTarget *target, Size size,
 
 /* wait.c */
 extern bool batcher_wait_is_blocked_by_us(BatcherQueueKey key);
+extern bool batcher_wait_flushed(BatcherQueueKey key, const char *name,
+								 TimestampTz end);
 
 #endif							/* BATCHER_ENQUEUE_H */

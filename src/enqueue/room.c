@@ -29,21 +29,28 @@ bool
 batcher_room_make(BatcherTarget *target)
 {
 	BatcherSharedLane *lane = &target->queue->lane;
+	BatcherSharedQueue *entry;
 	TimestampTz begin;
 	TimestampTz end;
-	int64		n;
+	int64		ngiven = 0;
+	int64		npending = 0;
+	int			i;
 
 	if (!target->thins)
 		return false;
 	begin = batcher_clock_now();
 	if (begin < (TimestampTz) pg_atomic_read_u64(&lane->thin_after))
 		return false;
-	n = batcher_lane_thin_inbox(target->queue);
+	batcher_foreach_lane(entry, i, target->queue)
+	{
+		ngiven += batcher_lane_thin_inbox(entry);
+		npending += pg_atomic_read_u64(&entry->lane.npending);
+	}
 	end = batcher_clock_now();
-	if (n < pg_atomic_read_u64(&lane->npending))
+	if (ngiven < npending)
 		pg_atomic_write_u64(&lane->thin_after,
 							end + THIN_PAUSE * (end - begin));
-	return n > 0;
+	return ngiven > 0;
 }
 
 /* An ERROR that says why there is no room, and, before "or", what to do. */
@@ -65,7 +72,7 @@ raise_full_for_long(BatcherTarget *target)
 {
 	if (pg_atomic_read_u32(&target->queue->paused))
 		raise_full(target, "The queue is paused.", "Use batch_resume()");
-	if (batcher_lane_breaker_open(&target->queue->lane))
+	if (batcher_queue_breaker_open(target->queue))
 		raise_full(target, "The breaker of the queue is open.",
 				   "Mend its cause and use batch_reset_breaker()");
 	raise_full(target, "No waiting row that could be flushed holds the memory.",
@@ -76,9 +83,17 @@ raise_full_for_long(BatcherTarget *target)
 static bool
 has_rows_to_flush(BatcherSharedQueue *queue)
 {
-	return pg_atomic_read_u64(&queue->lane.npending) > 0 &&
-		!pg_atomic_read_u32(&queue->paused) &&
-		!batcher_lane_breaker_open(&queue->lane);
+	BatcherSharedQueue *entry;
+	int			i;
+
+	if (pg_atomic_read_u32(&queue->paused) || batcher_queue_breaker_open(queue))
+		return false;
+	batcher_foreach_lane(entry, i, queue)
+	{
+		if (pg_atomic_read_u64(&entry->lane.npending) > 0)
+			return true;
+	}
+	return false;
 }
 
 /* Are there committed rows whose flush would make room for 'size' bytes? */
@@ -98,7 +113,7 @@ flush_may_help(BatcherTarget *target, Size size)
 	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
 	n = batcher_shmem_queue_list(InvalidOid, list, batcher_max_queues);
 	while (n-- > 0 && !may)
-		may = has_rows_to_flush(list[n]);
+		may = list[n]->key.lane == 0 && has_rows_to_flush(list[n]);
 	pfree(list);
 	return may;
 }
@@ -141,7 +156,7 @@ batcher_room_wait(BatcherTarget *target, Size size, TimestampTz *end)
 		if (ms == 0)
 			raise_full(target,
 					   "No room came within \"batcher.enqueue_timeout\".", hint);
-		batcher_lane_wake(target->queue);
+		batcher_queue_wake(target->queue);
 		if (ConditionVariableTimedSleep(&batcher_shared->room_cv,
 										Min(ms, DeadlockTimeout), wait_event) &&
 			batcher_wait_is_blocked_by_us(target->queue->key))

@@ -38,7 +38,8 @@ batcher_staged_release(StagedLane *lanes, StagedChunk *staged)
 	{
 		bytes = batcher_chunk_bytes(staged->chunk);
 		lane->bytes -= bytes;
-		(void) pg_atomic_fetch_sub_u64(&lane->queue->lane.nbytes, bytes);
+		(void) pg_atomic_fetch_sub_u64(&lane->queue->main->lane.nbytes,
+									   bytes);
 		batcher_slab_unref(staged->chunk);
 	}
 	/* private memory goes with the transaction's */
@@ -112,7 +113,7 @@ batcher_staged_seal(StagedLane *lanes, StagedChunk *chunks, int index,
 	number_chunks(lanes, chunks, staged->lane, index + 1);
 	if (lane->group == 0)
 		lane->group = chunk->number;
-	batcher_spool_write(spool, lane->queue_id, chunk, chunk->number, NULL, 0,
+	batcher_spool_write(spool, &lane->queue->key, chunk, chunk->number, NULL, 0,
 						spilled_home(lane),
 						enqueuer_name(chunk->enqueued_by), &tid);
 	MemoryContextSwitchTo(old);
@@ -189,8 +190,8 @@ batcher_staged_write(StagedLane *lanes, StagedChunk *chunks, int nchunks,
 			lane->nspilled += chunks[i].nrows;
 			continue;
 		}
-		batcher_spool_write(spool, lane->queue_id, chunk, chunk->number, NULL,
-							0, lane->spilling ? spilled_home(lane) :
+		batcher_spool_write(spool, &lane->queue->key, chunk, chunk->number,
+							NULL, 0, lane->spilling ? spilled_home(lane) :
 							batcher_spool_home(version),
 							enqueuer_name(chunk->enqueued_by), &chunk->tid);
 		chunk->flags |= BATCHER_CHUNK_DURABLE;

@@ -10,8 +10,7 @@
 /* One lane into which the transaction has enqueued. */
 typedef struct StagedLane
 {
-	BatcherSharedQueue *queue;
-	int32		queue_id;
+	BatcherSharedQueue *queue;	/* the entry of the lane */
 	int			level;			/* nesting level that made it */
 	bool		durable;
 	bool		has_private;	/* some rows are not in the area */

@@ -55,6 +55,7 @@ static int	max_chunks = INLINE_CHUNKS;
 static bool active = false;		/* the spool is locked */
 static Oid	locked_spool = InvalidOid;
 static int	locked_level;		/* nesting level that holds the lock */
+static uint64 locked_number;	/* the next number, right after that */
 
 /* Bytes of one lane that a transaction keeps in the area before it seals. */
 static Size
@@ -91,11 +92,22 @@ batcher_staging_lock_spool(void)
 		{
 			locked_spool = spool;
 			locked_level = GetCurrentTransactionNestLevel();
+			locked_number =
+				pg_atomic_read_u64(&batcher_catalog_database()->next_number);
 			active = true;
 			return spool;
 		}
 		UnlockRelationOid(spool, RowExclusiveLock);
 	}
+}
+
+/*
+ * Whether the spool was locked before 'number' was drawn.
+ */
+bool
+batcher_staging_locked_before(uint64 number)
+{
+	return active && locked_number <= number;
 }
 
 /*
@@ -110,15 +122,18 @@ batcher_staging_unlock_spool(void)
 	active = false;
 }
 
+/* The lane of a queue for a row with this key, or none, in the array. */
 static int
-find_lane(BatcherTarget *target)
+find_lane(BatcherTarget *target, const text *key)
 {
+	BatcherSharedQueue *queue =
+		target->queue->lanes[batcher_lane_choose(key, target->nlanes)];
 	StagedLane *lane;
 	int			i;
 
 	for (i = nlanes - 1; i >= 0; i--)
 	{
-		if (lanes[i].queue == target->queue)
+		if (lanes[i].queue == queue)
 			return i;
 	}
 	if (nlanes == max_lanes)
@@ -133,8 +148,7 @@ find_lane(BatcherTarget *target)
 	}
 	lane = &lanes[nlanes];
 	memset(lane, 0, sizeof(*lane));
-	lane->queue = target->queue;
-	lane->queue_id = target->queue_id;
+	lane->queue = queue;
 	lane->level = GetCurrentTransactionNestLevel();
 	lane->open = -1;
 	return nlanes++;
@@ -201,7 +215,7 @@ begin_chunk(BatcherTarget *target, int lane_index, Size size, Oid by)
 	else
 	{
 		lane->bytes += BATCHER_CHUNK_HEADER;
-		(void) pg_atomic_fetch_add_u64(&lane->queue->lane.nbytes,
+		(void) pg_atomic_fetch_add_u64(&target->queue->lane.nbytes,
 									   BATCHER_CHUNK_HEADER);
 	}
 	chunk->enqueued_by = by;
@@ -250,7 +264,7 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts,
 					Oid by)
 {
 	Size		size = batcher_row_size(parts);
-	int			index = find_lane(target);
+	int			index = find_lane(target, parts->key);
 	StagedLane *lane = &lanes[index];
 	StagedChunk *staged = NULL;
 	BatcherRow *row = NULL;
@@ -291,7 +305,7 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts,
 	if (!(staged->chunk->flags & BATCHER_CHUNK_PRIVATE))
 	{
 		lane->bytes += size;
-		(void) pg_atomic_fetch_add_u64(&lane->queue->lane.nbytes, size);
+		(void) pg_atomic_fetch_add_u64(&target->queue->lane.nbytes, size);
 	}
 	lane->urgent |= parts->immediate || parts->alone || !target->enabled;
 }
@@ -306,7 +320,7 @@ batcher_staging_has_queue(BatcherSharedQueue *queue)
 
 	for (i = 0; i < nchunks; i++)
 	{
-		if (lanes[chunks[i].lane].queue == queue)
+		if (lanes[chunks[i].lane].queue->main == queue)
 			return true;
 	}
 	return false;
@@ -326,7 +340,7 @@ batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
 	{
 		StagedChunk *staged = &chunks[i];
 
-		if (lanes[staged->lane].queue != queue)
+		if (lanes[staged->lane].queue->main != queue)
 			continue;
 		if (staged->chunk ? batcher_chunk_has_ticket(staged->chunk, ticket) :
 			(ticket >= staged->first_ticket && ticket <= staged->last_ticket))

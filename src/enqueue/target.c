@@ -86,6 +86,7 @@ load_target(const char *name, uint64 generation)
 	target->db = queue->key.db;
 	target->queue_id = def->id;
 	target->queue = queue;
+	target->nlanes = def->options.lanes;
 	target->owner = def->owner;
 	target->durable = def->options.durable;
 	target->enabled = def->options.enabled;
@@ -117,7 +118,22 @@ check_right(BatcherTarget *target)
 	target->checked_roles = batcher_roles_changed;
 }
 
-/* Wait until whoever is about to drop a queue has done so, or has not. */
+/*
+ * Is the queue closed to this transaction?  Who closed it waits for those that
+ * hold the spool, so they must not wait for him.
+ */
+static bool
+is_closed(BatcherSharedQueue *queue)
+{
+	return pg_atomic_read_u32(&queue->closed) != 0 &&
+		!batcher_change_closes(queue) &&
+		!batcher_staging_locked_before(pg_atomic_read_u64(&queue->closed_at));
+}
+
+/*
+ * Wait until whoever is about to drop a queue, or has closed it, has done so,
+ * or has not.
+ */
 static void
 wait_for_drop(BatcherTarget *target)
 {
@@ -169,7 +185,8 @@ batcher_target_find(const char *name, int len)
 		 * See change.c for why the generation is looked at twice.  Who drops a
 		 * queue waits for those who have staged rows in it, so they go on.
 		 */
-		if (unlikely(pg_atomic_read_u32(&target->queue->lane.frozen) != 0) &&
+		if (unlikely(pg_atomic_read_u32(&target->queue->lane.frozen) != 0 ||
+					 is_closed(target->queue)) &&
 			!batcher_staging_has_queue(target->queue))
 		{
 			if (!had_lock)

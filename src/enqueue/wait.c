@@ -27,8 +27,11 @@
 /* How far a chain of blockers is followed. */
 #define MAX_BLOCKERS	256
 
-/* What can be seen of a lane, copied while its queue cannot go. */
-typedef struct LaneNow
+/*
+ * What can be seen of a queue, of all its lanes together, copied while it
+ * cannot go.
+ */
+typedef struct QueueNow
 {
 	bool		there;			/* or the queue is gone, and all is zero */
 	bool		empty;
@@ -38,11 +41,12 @@ typedef struct LaneNow
 	bool		paused;			/* for the worker, which knows no uncommitted
 								 * change */
 	bool		breaker_open;
-	uint64		settled;
+	uint64		settled;		/* in each lane that is not empty */
 	uint64		nflushed;
 	uint64		npurged;
-	int			owner_pid;		/* 0: none */
-} LaneNow;
+	int			nowners;
+	int			owner_pids[BATCHER_MAX_LANES];
+} QueueNow;
 
 /* Have the workers read the definitions as they are committed now? */
 static bool
@@ -54,32 +58,46 @@ definitions_are_read(BatcherDatabaseKey key)
 		pg_atomic_read_u64(&db->generation);
 }
 
-static LaneNow
-look_at_lane(BatcherQueueKey key)
+/* Add what can be seen of one lane; the control lock is held. */
+static void
+look_at_lane(BatcherSharedLane *lane, QueueNow *now)
 {
-	LaneNow		now = {0};
+	int			owner = batcher_lane_owner(lane);
+
+	if (!batcher_lane_empty(lane))
+	{
+		now->empty = false;
+		now->settled = Min(now->settled, pg_atomic_read_u64(&lane->settled));
+	}
+	now->spilled |= batcher_lane_spilled(lane);
+	now->flushing |= pg_atomic_read_u32(&lane->flushing) != 0;
+	now->nflushed += pg_atomic_read_u64(&lane->nflushed);
+	now->npurged += pg_atomic_read_u64(&lane->npurged);
+	if (owner >= 0 && batcher_shared->workers[owner].pid != 0)
+		now->owner_pids[now->nowners++] = batcher_shared->workers[owner].pid;
+}
+
+static QueueNow
+look_at_queue(BatcherQueueKey key)
+{
+	QueueNow	now = {0};
 	bool		read = definitions_are_read(key.db);
 	BatcherSharedQueue *queue;
+	BatcherSharedQueue *entry;
+	int			i;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	queue = batcher_shmem_queue_locked(key);
 	if (queue)
 	{
-		BatcherSharedLane *lane = &queue->lane;
-		int			owner = batcher_lane_owner(lane);
-
 		now.there = true;
-		now.empty = batcher_lane_empty(lane);
-		now.spilled = batcher_lane_spilled(lane);
-		now.frozen = pg_atomic_read_u32(&lane->frozen) != 0;
-		now.flushing = pg_atomic_read_u32(&lane->flushing) != 0;
+		now.empty = true;
+		now.settled = PG_UINT64_MAX;
+		now.frozen = pg_atomic_read_u32(&queue->lane.frozen) != 0;
 		now.paused = read && pg_atomic_read_u32(&queue->paused) != 0;
-		now.breaker_open = batcher_lane_breaker_open(lane);
-		now.settled = pg_atomic_read_u64(&lane->settled);
-		now.nflushed = pg_atomic_read_u64(&lane->nflushed);
-		now.npurged = pg_atomic_read_u64(&lane->npurged);
-		if (owner >= 0)
-			now.owner_pid = batcher_shared->workers[owner].pid;
+		now.breaker_open = batcher_queue_breaker_open(queue);
+		batcher_foreach_lane(entry, i, queue)
+			look_at_lane(&entry->lane, &now);
 	}
 	LWLockRelease(&batcher_shared->lock);
 	return now;
@@ -117,17 +135,15 @@ add_blockers(int pid, int *pids, int n)
 bool
 batcher_wait_is_blocked_by_us(BatcherQueueKey key)
 {
-	LaneNow		now = look_at_lane(key);
+	QueueNow	now = look_at_queue(key);
 	int			pids[MAX_BLOCKERS];
-	int			n = 1;
+	int			n = now.nowners;
 	int			i;
 
 	/* who is about to drop the queue waits for the lock that we hold */
 	if (now.frozen && batcher_staging_active())
 		return true;
-	pids[0] = now.owner_pid;
-	if (pids[0] == 0)
-		return false;
+	memcpy(pids, now.owner_pids, n * sizeof(int));
 	for (i = 0; i < n; i++)
 	{
 		if (pids[i] == MyProcPid)
@@ -179,27 +195,32 @@ raise_to(pg_atomic_uint64 *atomic, uint64 value)
  * lane was.
  */
 static bool
-ask_worker(BatcherQueueKey key, bool purge, uint64 upto, LaneNow *before)
+ask_worker(BatcherQueueKey key, bool purge, uint64 upto, QueueNow *before)
 {
 	BatcherSharedQueue *queue;
+	BatcherSharedQueue *entry;
+	int			i;
 
-	*before = look_at_lane(key);
+	*before = look_at_queue(key);
 	if (!before->there || before->empty)
 		return false;
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	queue = batcher_shmem_queue_locked(key);
 	if (queue)
-		raise_to(purge ? &queue->lane.purge_upto : &queue->lane.flush_upto,
-				 upto);
+	{
+		batcher_foreach_lane(entry, i, queue)
+			raise_to(purge ? &entry->lane.purge_upto :
+					 &entry->lane.flush_upto, upto);
+	}
 	LWLockRelease(&batcher_shared->lock);
 	if (queue)
-		batcher_lane_wake(queue);	/* at worst another one */
+		batcher_queue_wake(queue);	/* at worst that of another one */
 	return queue != NULL;
 }
 
 /* Is everything below 'upto' settled, or the queue gone? */
 static bool
-is_settled(const LaneNow *now, uint64 upto)
+is_settled(const QueueNow *now, uint64 upto)
 {
 	return !now->there || now->empty || now->settled >= upto;
 }
@@ -239,7 +260,7 @@ sleep_for_worker(BatcherQueueKey key, const char *name, long ms)
  */
 static bool
 wait_until_settled(BatcherQueueKey key, const char *name, bool purge,
-				   uint64 upto, TimestampTz end, LaneNow *now)
+				   uint64 upto, TimestampTz end, QueueNow *now)
 {
 	bool		settled;
 
@@ -248,7 +269,7 @@ wait_until_settled(BatcherQueueKey key, const char *name, bool purge,
 	{
 		long		ms;
 
-		*now = look_at_lane(key);
+		*now = look_at_queue(key);
 		settled = is_settled(now, upto);
 		ms = batcher_clock_ms_until(end, batcher_clock_now());
 		if (settled || ms == 0 ||
@@ -258,6 +279,20 @@ wait_until_settled(BatcherQueueKey key, const char *name, bool purge,
 	}
 	ConditionVariableCancelSleep();
 	return settled;
+}
+
+/*
+ * Have everything flushed that waits in a queue, of which the caller knows that
+ * nothing comes into it.  False if it was not until 'end', or cannot be.
+ */
+bool
+batcher_wait_flushed(BatcherQueueKey key, const char *name, TimestampTz end)
+{
+	uint64		upto = batcher_number_take(batcher_catalog_database());
+	QueueNow	now;
+
+	return !ask_worker(key, false, upto, &now) ||
+		wait_until_settled(key, name, false, upto, end, &now);
 }
 
 /* The queue of argument 0, which the current user may manage. */
@@ -273,7 +308,7 @@ typedef struct FlushRequest
 {
 	BatcherQueueKey key;
 	const char *name;
-	LaneNow		before;			/* how it was when the call began */
+	QueueNow	before;			/* how it was when the call began */
 } FlushRequest;
 
 static void
@@ -296,7 +331,7 @@ notice_breaker(const char *name)
 static int64
 wait_for_flush(const FlushRequest *request, uint64 upto, TimestampTz end)
 {
-	LaneNow		now;
+	QueueNow	now;
 
 	if (!wait_until_settled(request->key, request->name, false, upto, end,
 							&now))
@@ -311,7 +346,7 @@ wait_for_flush(const FlushRequest *request, uint64 upto, TimestampTz end)
 			ereport(WARNING,
 					(errmsg("queue \"%s\" was not flushed in time",
 							request->name),
-					 now.owner_pid == 0 ?
+					 now.nowners == 0 ?
 					 errdetail("No worker serves the queue; the server's log may tell why.") : 0));
 	}
 	return now.there ? now.nflushed - request->before.nflushed : 0;
@@ -359,7 +394,7 @@ batcher_flush(PG_FUNCTION_ARGS)
 		}
 		if (!batcher_definition_ensure_shared(def, &request->key))
 			continue;
-		if (look_at_lane(request->key).breaker_open)
+		if (look_at_queue(request->key).breaker_open)
 		{
 			notice_breaker(def->name);
 			continue;
@@ -384,8 +419,8 @@ batcher_purge(PG_FUNCTION_ARGS)
 {
 	BatcherQueueDef *def;
 	BatcherQueueKey key;
-	LaneNow		before;
-	LaneNow		now;
+	QueueNow	before;
+	QueueNow	now;
 	uint64		upto;
 
 	batcher_shmem_require();
@@ -423,6 +458,21 @@ fate_datum(BatcherFate fate)
 	return CStringGetTextDatum("unknown");
 }
 
+/* Whether a row with this ticket is in the memory of some lane. */
+static bool
+has_ticket(BatcherSharedQueue *queue, uint64 ticket)
+{
+	BatcherSharedQueue *entry;
+	int			i;
+
+	batcher_foreach_lane(entry, i, queue)
+	{
+		if (batcher_lane_has_ticket(&entry->lane, ticket))
+			return true;
+	}
+	return false;
+}
+
 /*
  * Whether the row with this ticket waits, when all that was waited for is not
  * settled.  If not, its fate is known, or the ticket is unknown.
@@ -430,17 +480,18 @@ fate_datum(BatcherFate fate)
 static bool
 row_waits(BatcherTarget *target, uint64 ticket)
 {
-	BatcherSharedLane *lane = &target->queue->lane;
+	QueueNow	now;
 
 	/* what leaves memory unsettled goes to the spool, and not back */
-	if (batcher_lane_has_ticket(lane, ticket))
+	if (has_ticket(target->queue, ticket))
 		return true;
-	if (!batcher_lane_spilled(lane))
+	now = look_at_queue(target->queue->key);
+	if (!now.spilled)
 		return false;
 	if (batcher_spool_find_ticket(target->queue_id, ticket))
 		return true;
 	/* its flush may have committed, and its fate not be recorded yet */
-	return pg_atomic_read_u32(&lane->flushing) != 0;
+	return look_at_queue(target->queue->key).flushing;
 }
 
 /*
@@ -476,6 +527,8 @@ batcher_wait(PG_FUNCTION_ARGS)
 	uint64		upto;
 	BatcherFate fate;
 	bool		look = false;
+	BatcherSharedQueue *entry;
+	int			i;
 
 	batcher_shmem_require();
 	PreventCommandDuringRecovery("batch_wait()");
@@ -494,12 +547,13 @@ batcher_wait(PG_FUNCTION_ARGS)
 	if (ticket >= upto)
 		PG_RETURN_DATUM(fate_datum(BATCHER_FATE_UNKNOWN));
 
-	raise_to(&target->queue->lane.watch_upto, upto);
-	batcher_lane_wake(target->queue);
+	batcher_foreach_lane(entry, i, target->queue)
+		raise_to(&entry->lane.watch_upto, upto);
+	batcher_queue_wake(target->queue);
 	ConditionVariablePrepareToSleep(batcher_settled_cv(key.queue_id));
 	for (;;)
 	{
-		LaneNow		now = look_at_lane(key);
+		QueueNow	now = look_at_queue(key);
 		bool		settled = is_settled(&now, upto);
 		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
 
@@ -508,7 +562,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 		 * fate, which is recorded before it leaves the lane.
 		 */
 		if (look && !now.spilled &&
-			!batcher_lane_has_ticket(&target->queue->lane, ticket))
+			!has_ticket(target->queue, ticket))
 			settled = true;
 		fate = find_fate(target, ticket);
 		if (fate != BATCHER_FATE_UNKNOWN || settled)

@@ -232,6 +232,20 @@ check_name(const char *name)
 				 errdetail("A name has at most %d bytes.", BATCHER_NAME_MAX)));
 }
 
+/*
+ * An ERROR: there is no room for the lanes of another queue.
+ */
+void
+batcher_monitor_too_many(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("too many queues"),
+			 errdetail("Each lane of a queue counts as a queue."),
+			 errhint("Increase \"%s\" and restart the server.",
+					 "batcher.max_queues")));
+}
+
 PG_FUNCTION_INFO_V1(batcher_create_queue);
 
 /*
@@ -283,12 +297,10 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	key.lane = 0;
 	queue = batcher_shmem_queue_create(key, true);
 	if (queue == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many queues"),
-				 errhint("Increase \"%s\" and restart the server.",
-						 "batcher.max_queues")));
+		batcher_monitor_too_many();
 	batcher_change_note_created(queue);
+	if (batcher_shmem_lanes_create(key, def.options.lanes, true) == NULL)
+		batcher_monitor_too_many();
 	batcher_definition_publish(&def, queue);
 	PG_RETURN_VOID();
 }
@@ -349,6 +361,7 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 		batcher_monitor_lookup_for_change(queue_argument(fcinfo),
 										  new_sql ? BATCHER_OWN : BATCHER_MANAGE);
 	BatcherOnConflict on_conflict = def->options.on_conflict;
+	int			nlanes = def->options.lanes;
 
 	set_work(def, fcinfo, 2, 3, 4);
 	if (new_notify_sql)
@@ -356,6 +369,8 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	def->given = batcher_options_merge(def->given, given);
 	batcher_options_resolve(def->given, &def->options);
 	check_work_options(def);
+	if (def->options.lanes != nlanes)
+		batcher_monitor_change_lanes(def);
 	if (new_sql || def->options.on_conflict != on_conflict)
 	{
 		(void) resolve_owner(def, ERROR);	/* as whom it is checked */
@@ -368,9 +383,11 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* Wait for all transactions that have enqueued, and for the flush. */
-static void
-wait_for_users(void)
+/*
+ * Wait for all transactions that have enqueued, and for the flush.
+ */
+void
+batcher_monitor_wait_for_users(void)
 {
 	LOCKTAG		tag;
 
@@ -378,14 +395,20 @@ wait_for_users(void)
 	WaitForLockers(tag, ShareLock, false);
 }
 
-/* How many rows of a queue wait, when nobody uses it. */
-static int64
-count_waiting(BatcherSharedQueue *queue, const BatcherQueueDef *def)
+/*
+ * How many rows of a queue wait, when nobody uses it.
+ */
+int64
+batcher_monitor_count_waiting(BatcherSharedQueue *queue, const BatcherQueueDef *def)
 {
 	int64		n = batcher_spool_count_queue(def->id);
+	BatcherSharedQueue *entry;
+	int			i;
 
-	if (n == 0)
-		n = pg_atomic_read_u64(&queue->lane.npending);
+	if (n > 0)
+		return n;
+	batcher_foreach_lane(entry, i, queue)
+		n += pg_atomic_read_u64(&entry->lane.npending);
 	return n;
 }
 
@@ -415,8 +438,8 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 				 errmsg("cannot drop queue \"%s\" because this transaction has enqueued rows into it",
 						def->name)));
 	batcher_change_freeze(queue);
-	wait_for_users();
-	waiting = count_waiting(queue, def);
+	batcher_monitor_wait_for_users();
+	waiting = batcher_monitor_count_waiting(queue, def);
 	if (waiting > 0 && !force)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),

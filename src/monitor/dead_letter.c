@@ -231,9 +231,9 @@ batcher_reset_breaker(PG_FUNCTION_ARGS)
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	queue = batcher_shmem_queue_locked(key);
 	if (queue)
-		batcher_lane_reset_breaker(&queue->lane);
+		batcher_queue_reset_breaker(queue);
 	LWLockRelease(&batcher_shared->lock);
 	if (queue)
-		batcher_lane_wake(queue);	/* at worst another one */
+		batcher_queue_wake(queue);	/* at worst another one */
 	PG_RETURN_VOID();
 }

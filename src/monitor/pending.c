@@ -195,7 +195,7 @@ copy_chunk(BatcherChunk *chunk, ChunkCopies *copies)
 }
 
 /*
- * Copy the chunks of a queue that lie in memory only, as many as fit; the
+ * Copy the chunks of a lane that lie in memory only, as many as fit; the
  * caller looks at what would have been needed.
  */
 static void
@@ -215,7 +215,7 @@ copy_chunks(BatcherQueueKey key, ChunkCopies *copies)
 	{
 		lane = &queue->lane;
 		LWLockAcquire(&lane->lock, LW_SHARED);
-		if (pg_atomic_read_u32(&queue->dropped))
+		if (pg_atomic_read_u32(&queue->main->dropped))
 		{
 			LWLockRelease(&lane->lock);
 			lane = NULL;
@@ -242,9 +242,9 @@ copy_chunks(BatcherQueueKey key, ChunkCopies *copies)
 	LWLockRelease(&lane->lock);
 }
 
-/* Give out the rows of a queue that are in memory only. */
+/* Give out the rows of a lane of a queue that are in memory only. */
 static void
-show_memory(PendingScan *scan, const BatcherQueueDef *def)
+show_lane(PendingScan *scan, const BatcherQueueDef *def, int lane)
 {
 	BatcherQueueKey key = batcher_monitor_key(def);
 	ChunkCopies copies = {0};
@@ -252,6 +252,7 @@ show_memory(PendingScan *scan, const BatcherQueueDef *def)
 	const char *place;
 	int			i;
 
+	key.lane = lane;
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -290,6 +291,7 @@ batcher_get_pending(PG_FUNCTION_ARGS)
 {
 	PendingScan scan;
 	int			i;
+	int			lane;
 
 	batcher_shmem_require();
 	InitMaterializedSRF(fcinfo, 0);
@@ -305,7 +307,10 @@ batcher_get_pending(PG_FUNCTION_ARGS)
 		batcher_spool_scan(scan.spool, GetActiveSnapshot(), visit_tuple,
 						   &scan);
 		for (i = 0; i < scan.nqueues; i++)
-			show_memory(&scan, scan.queues[i]);
+		{
+			for (lane = 0; lane < scan.queues[i]->options.lanes; lane++)
+				show_lane(&scan, scan.queues[i], lane);
+		}
 	}
 	table_close(scan.spool, AccessShareLock);
 	MemoryContextDelete(scan.cxt);

@@ -137,40 +137,76 @@ read_count(pg_atomic_uint64 *count)
 	return Max(n, 0);
 }
 
-/* Copy an entry; the control lock is held. */
+/* The earlier of two times; 0 is none. */
+static TimestampTz
+earlier(TimestampTz a, TimestampTz b)
+{
+	return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+/* Add what the entry of one lane tells; the control lock is held. */
 static void
-copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
+add_lane(BatcherSharedQueue *queue, QueueCopy *copy)
 {
 	BatcherSharedLane *lane = &queue->lane;
 	int			i;
 
-	copy->npending = read_count(&lane->npending);
+	copy->npending += read_count(&lane->npending);
 	if (pg_atomic_read_u64(&lane->spill) & BATCHER_SPILL_SPILLED)
-		copy->nspilled = read_count(&lane->nspilled);
+		copy->nspilled += read_count(&lane->nspilled);
+	copy->oldest_at = earlier(copy->oldest_at,
+							  pg_atomic_read_u64(&lane->oldest_at));
+	copy->next_flush_at = earlier(copy->next_flush_at,
+								  pg_atomic_read_u64(&lane->next_flush_at));
+	copy->retry_at = earlier(copy->retry_at,
+							 pg_atomic_read_u64(&lane->retry_at));
+	copy->arrival_rate += pg_atomic_read_u64(&lane->arrival_rate) / 1000.0;
+	copy->flushing += pg_atomic_read_u32(&lane->flushing);
+	copy->timers += pg_atomic_read_u32(&lane->timers);
+	if (copy->worker_pid == 0)
+		copy->worker_pid = lane_worker_pid(lane);
+	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
+	{
+		uint64		n = batcher_counter(queue, i);
+
+		if (i == BATCHER_LAST_FLUSH_AT || i == BATCHER_STATS_RESET_AT)
+			copy->counters[i] = Max(copy->counters[i], n);
+		else
+			copy->counters[i] += n;
+	}
+
+	LWLockAcquire(&lane->lock, LW_SHARED);
+	if (queue->last_error_at > copy->last_error_at)
+	{
+		copy->last_error_at = queue->last_error_at;
+		strlcpy(copy->last_error, queue->last_error, sizeof(copy->last_error));
+	}
+	LWLockRelease(&lane->lock);
+}
+
+/* Copy what is known of a queue; the control lock is held. */
+static void
+copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	BatcherSharedQueue *entry;
+	int			i;
+
 	copy->nbytes = read_count(&lane->nbytes);
-	copy->oldest_at = pg_atomic_read_u64(&lane->oldest_at);
-	copy->next_flush_at = pg_atomic_read_u64(&lane->next_flush_at);
-	copy->retry_at = pg_atomic_read_u64(&lane->retry_at);
 	copy->failures = pg_atomic_read_u32(&lane->failures);
 	copy->breaker = pg_atomic_read_u32(&lane->breaker);
-	copy->flushing = pg_atomic_read_u32(&lane->flushing);
+	/* each lane of an adaptive queue adapts by itself */
+	copy->current_size = pg_atomic_read_u32(&lane->current_size);
+	copy->current_window = pg_atomic_read_u64(&lane->current_window);
+	batcher_foreach_lane(entry, i, queue)
+		add_lane(entry, copy);
 	if (copy->npending + copy->nspilled == 0)
 	{
 		/* who has settled the last row has yet to say so */
 		copy->oldest_at = 0;
 		copy->next_flush_at = 0;
 	}
-	copy->current_size = pg_atomic_read_u32(&lane->current_size);
-	copy->current_window = pg_atomic_read_u64(&lane->current_window);
-	copy->arrival_rate = pg_atomic_read_u64(&lane->arrival_rate) / 1000.0;
-	copy->timers = pg_atomic_read_u32(&lane->timers);
-	copy->worker_pid = lane_worker_pid(lane);
-	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
-		copy->counters[i] = batcher_counter(queue, i);
-
 	LWLockAcquire(&lane->lock, LW_SHARED);
-	copy->last_error_at = queue->last_error_at;
-	strlcpy(copy->last_error, queue->last_error, sizeof(copy->last_error));
 	strlcpy(copy->breaker_reason, queue->breaker_reason,
 			sizeof(copy->breaker_reason));
 	strlcpy(copy->size_reason, queue->size_reason, sizeof(copy->size_reason));
@@ -425,7 +461,7 @@ batcher_get_status(PG_FUNCTION_ARGS)
 		batcher_set_text(&values[STATUS_LAST_ERROR], &nulls[STATUS_LAST_ERROR],
 						 visible_error(&copy, sight));
 		set_status_pace(values, nulls, def, &copy);
-		values[STATUS_LANES] = Int32GetDatum(1);
+		values[STATUS_LANES] = Int32GetDatum(def->options.lanes);
 		values[STATUS_WORKER_PID] = Int32GetDatum(copy.worker_pid);
 		nulls[STATUS_WORKER_PID] = copy.worker_pid == 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
@@ -503,27 +539,38 @@ batcher_get_stat_queue(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* Set the counters of a queue to zero and forget its last error. */
+/* Set the counters of a lane to zero and forget its last error. */
+static void
+reset_lane(BatcherSharedQueue *queue, TimestampTz now)
+{
+	int			i;
+
+	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
+		pg_atomic_write_u64(&queue->counters[i],
+							i == BATCHER_STATS_RESET_AT ? now : 0);
+	LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
+	queue->last_error_at = 0;
+	queue->last_sqlstate[0] = '\0';
+	queue->last_error[0] = '\0';
+	LWLockRelease(&queue->lane.lock);
+}
+
+/* The same for a whole queue. */
 static void
 reset_queue(const BatcherQueueDef *def)
 {
 	BatcherQueueKey key = batcher_monitor_key(def);
 	BatcherSharedQueue *queue;
 	TimestampTz now = batcher_clock_now();
-	int			i;
+	BatcherSharedQueue *entry;
+	int			lane;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	queue = batcher_shmem_queue_locked(key);
 	if (queue)
 	{
-		for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
-			pg_atomic_write_u64(&queue->counters[i],
-								i == BATCHER_STATS_RESET_AT ? now : 0);
-		LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
-		queue->last_error_at = 0;
-		queue->last_sqlstate[0] = '\0';
-		queue->last_error[0] = '\0';
-		LWLockRelease(&queue->lane.lock);
+		batcher_foreach_lane(entry, lane, queue)
+			reset_lane(entry, now);
 	}
 	LWLockRelease(&batcher_shared->lock);
 }

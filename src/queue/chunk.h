@@ -175,10 +175,12 @@ extern dsa_pointer batcher_lane_unlink_settled(BatcherSharedQueue *queue);
 extern void batcher_lane_free(BatcherSharedQueue *queue,
 							  dsa_pointer released);
 extern bool batcher_lane_empty(BatcherSharedLane *lane);
-extern void batcher_lane_reset_breaker(BatcherSharedLane *lane);
+extern void batcher_queue_reset_breaker(BatcherSharedQueue *queue);
 extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);
-extern bool batcher_lane_breaker_open(BatcherSharedLane *lane);
+extern bool batcher_queue_breaker_open(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
+extern void batcher_queue_discard(BatcherSharedQueue *queue);
+extern int	batcher_lane_choose(const text *key, int nlanes);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);
 
 /* thin.c */
@@ -189,6 +191,7 @@ extern int64 batcher_lane_thin_taken(BatcherSharedQueue *queue);
 extern int	batcher_lane_owner(BatcherSharedLane *lane);
 extern bool batcher_lane_hold(BatcherSharedLane *lane, int slot);
 extern void batcher_lane_let_go(BatcherSharedLane *lane);
+extern bool batcher_lane_may_own(BatcherSharedQueue *queue, int slot);
 extern bool batcher_lane_wants_worker(BatcherSharedQueue *queue);
 extern TimestampTz batcher_lane_due(BatcherSharedQueue *queue,
 									TimestampTz since);
@@ -197,6 +200,7 @@ extern TimestampTz batcher_lane_late(BatcherSharedQueue *queue,
 extern TimestampTz batcher_lane_stuck_at(BatcherSharedQueue *queue);
 extern void batcher_lane_note_due(BatcherSharedQueue *queue, bool urgent);
 extern void batcher_lane_wake(BatcherSharedQueue *queue);
+extern void batcher_queue_wake(BatcherSharedQueue *queue);
 
 /* fate.c */
 typedef enum BatcherFate

@@ -2,7 +2,7 @@
  * fate.c
  *	  What became of a queue's settled tickets, for batch_wait.
  *
- * The last 100,000 tickets of a queue are kept in pages of the shared area,
+ * The last 100,000 tickets of a lane are kept in pages of the shared area,
  * as differences from one ticket to the next in as few bytes as they need:
  * one or two each, where tickets leave about in the order in which they were
  * given.  A page holds tickets of one fate.  All pages of all queues together
@@ -153,12 +153,9 @@ page_has(const FatePage *page, uint64 ticket)
 	return false;
 }
 
-/*
- * How the row with this ticket ended, as far as it is remembered.  Takes
- * lane.lock.
- */
-BatcherFate
-batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
+/* How the row with this ticket ended, as far as its lane remembers it. */
+static BatcherFate
+find_in_lane(BatcherSharedQueue *queue, uint64 ticket)
 {
 	BatcherFate fate = BATCHER_FATE_UNKNOWN;
 	dsa_pointer p;
@@ -174,6 +171,30 @@ batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
 		p = page->newer;
 	}
 	LWLockRelease(&queue->lane.lock);
+	return fate;
+}
+
+/*
+ * How the row with this ticket ended, as far as it is remembered.  Takes
+ * lane.lock of one lane after the other.
+ */
+BatcherFate
+batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
+{
+	BatcherFate fate = BATCHER_FATE_UNKNOWN;
+	BatcherSharedQueue *entry;
+	int			i;
+
+	batcher_foreach_lane(entry, i, queue->main)
+	{
+		BatcherFate found = find_in_lane(entry, ticket);
+
+		/* a dead letter may have been tried again in another lane */
+		if (found != BATCHER_FATE_UNKNOWN && found != BATCHER_FATE_DEAD)
+			return found;
+		if (found == BATCHER_FATE_DEAD)
+			fate = found;
+	}
 	return fate;
 }
 

@@ -19,7 +19,30 @@
 #include "postgres.h"
 
 #include "base/clock.h"
+#include "common/hashfn.h"
+#include "port/pg_crc32c.h"
 #include "queue/chunk.h"
+
+/*
+ * The number of the lane, of 'nlanes', into which this session puts a row with
+ * this key; NULL: it has none.  Rows of a key stay in one lane wherever they
+ * are read back, so the number is the same on all platforms.
+ */
+int
+batcher_lane_choose(const text *key, int nlanes)
+{
+	pg_crc32c	crc;
+
+	if (nlanes <= 1)
+		return 0;
+	if (key == NULL)
+		return batcher_shmem_place() % nlanes;
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+	FIN_CRC32C(crc);
+	/* keys that are much alike differ in few bits of it only */
+	return murmurhash32(crc) % nlanes;
+}
 
 /*
  * Whether rows of the lane are, or may be, in the spool only.
@@ -240,9 +263,10 @@ unlink_chunk(BatcherSharedQueue *queue, BatcherChunk *chunk)
 
 /* Give the room of a chunk back that no list has any more. */
 static void
-free_chunk(BatcherSharedLane *lane, BatcherChunk *chunk)
+free_chunk(BatcherSharedQueue *queue, BatcherChunk *chunk)
 {
-	(void) pg_atomic_fetch_sub_u64(&lane->nbytes, batcher_chunk_bytes(chunk));
+	(void) pg_atomic_fetch_sub_u64(&queue->main->lane.nbytes,
+								   batcher_chunk_bytes(chunk));
 	batcher_slab_unref(chunk);
 }
 
@@ -263,7 +287,7 @@ batcher_lane_release(BatcherSharedQueue *queue, BatcherChunk **chunks, int n)
 		unlink_chunk(queue, chunks[i]);
 	LWLockRelease(&lane->lock);
 	for (i = 0; i < n; i++)
-		free_chunk(lane, chunks[i]);
+		free_chunk(queue, chunks[i]);
 	ConditionVariableBroadcast(&batcher_shared->room_cv);
 }
 
@@ -281,7 +305,7 @@ batcher_lane_free(BatcherSharedQueue *queue, dsa_pointer released)
 		BatcherChunk *chunk = batcher_area_address(released);
 
 		released = chunk->next;
-		free_chunk(&queue->lane, chunk);
+		free_chunk(queue, chunk);
 	}
 	ConditionVariableBroadcast(&batcher_shared->room_cv);
 }
@@ -398,23 +422,30 @@ batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket)
 }
 
 /*
- * Close the breaker of the lane's queue and forget its failures, so that it is
- * tried again at once.  Also in commit callbacks.
+ * Close the breaker of a queue and forget its failures, so that it is tried
+ * again at once.  Also in commit callbacks.
  */
 void
-batcher_lane_reset_breaker(BatcherSharedLane *lane)
+batcher_queue_reset_breaker(BatcherSharedQueue *queue)
 {
-	pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
-	pg_atomic_write_u32(&lane->failures, 0);
-	pg_atomic_write_u64(&lane->retry_at, 0);
+	BatcherSharedQueue *main = queue->main;
+	BatcherSharedQueue *entry;
+	int			i;
+
+	pg_atomic_write_u32(&main->lane.breaker, BATCHER_BREAKER_CLOSED);
+	pg_atomic_write_u32(&main->lane.failures, 0);
+	batcher_foreach_lane(entry, i, main)
+		pg_atomic_write_u64(&entry->lane.retry_at, 0);
 }
 
 /*
- * Whether the breaker of the lane's queue keeps it from being flushed now.
+ * Whether the breaker of a queue keeps it from being flushed now.
  */
 bool
-batcher_lane_breaker_open(BatcherSharedLane *lane)
+batcher_queue_breaker_open(BatcherSharedQueue *queue)
 {
+	BatcherSharedLane *lane = &queue->main->lane;
+
 	return pg_atomic_read_u32(&lane->breaker) == BATCHER_BREAKER_OPEN &&
 		(TimestampTz) pg_atomic_read_u64(&lane->breaker_until) >
 		batcher_clock_now();
@@ -445,12 +476,33 @@ batcher_lane_discard(BatcherSharedQueue *queue)
 		if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED &&
 			!(chunk->flags & BATCHER_CHUNK_DURABLE))
 			batcher_shmem_add_volatile(-(int64) chunk->nlive);
+		(void) pg_atomic_fetch_sub_u64(&queue->main->lane.nbytes,
+									   batcher_chunk_bytes(chunk));
 		batcher_slab_unref(chunk);
 	}
 	pg_atomic_write_u64(&lane->npending, 0);
-	pg_atomic_write_u64(&lane->nbytes, 0);
 	ConditionVariableBroadcast(&batcher_shared->room_cv);
 	ConditionVariableBroadcast(batcher_settled_cv(queue->key.queue_id));
+}
+
+/*
+ * Throw a queue away, given by its main entry, with all its lanes.
+ */
+void
+batcher_queue_discard(BatcherSharedQueue *queue)
+{
+	int			i;
+
+	/* lane 0 last */
+	for (i = BATCHER_MAX_LANES - 1; i >= 0; i--)
+	{
+		BatcherSharedQueue *entry = queue->lanes[i];
+
+		if (entry == NULL)
+			continue;
+		batcher_lane_discard(entry);
+		(void) batcher_shmem_queue_remove(entry->key);
+	}
 }
 
 /*
@@ -467,10 +519,8 @@ batcher_lane_discard_database(BatcherDatabaseKey key)
 	n = batcher_shmem_queue_list(key.dboid, list, batcher_max_queues);
 	while (n-- > 0)
 	{
-		if (list[n]->key.db.extoid != key.extoid)
-			continue;
-		batcher_lane_discard(list[n]);
-		batcher_shmem_queue_remove(list[n]->key);
+		if (list[n]->key.db.extoid == key.extoid && list[n]->key.lane == 0)
+			batcher_queue_discard(list[n]);
 	}
 	pfree(list);
 	batcher_shmem_database_remove(key);

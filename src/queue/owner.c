@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "base/clock.h"
+#include "base/settings.h"
 #include "queue/chunk.h"
 
 /*
@@ -52,6 +53,31 @@ batcher_lane_let_go(BatcherSharedLane *lane)
 }
 
 /*
+ * Whether the worker of 'slot' may own the lane too: the lanes of one queue
+ * have at most half of the workers, and always one.  -1: whether a new one may.
+ * Without the control lock the answer is a guess.
+ */
+bool
+batcher_lane_may_own(BatcherSharedQueue *queue, int slot)
+{
+	bool		owns[BATCHER_MAX_WORKERS] = {false};
+	int			nowners = 0;
+	BatcherSharedQueue *entry;
+	int			i;
+
+	batcher_foreach_lane(entry, i, queue->main)
+	{
+		int			owner = batcher_lane_owner(&entry->lane);
+
+		if (entry == queue || owner < 0 || owns[owner])
+			continue;
+		owns[owner] = true;
+		nowners++;
+	}
+	return (slot >= 0 && owns[slot]) || nowners < Max(batcher_max_workers / 2, 1);
+}
+
+/*
  * Whether there is something that a worker should do for the lane.
  */
 bool
@@ -63,7 +89,7 @@ batcher_lane_wants_worker(BatcherSharedQueue *queue)
 
 	if (pg_atomic_read_u64(&lane->purge_upto) > settled)
 		return true;
-	if (pg_atomic_read_u32(&queue->paused) || batcher_lane_breaker_open(lane))
+	if (pg_atomic_read_u32(&queue->paused) || batcher_queue_breaker_open(queue))
 		return false;
 	return pg_atomic_read_u64(&lane->npending) > 0 ||
 		pg_atomic_read_u64(&lane->flush_upto) > settled ||
@@ -170,4 +196,17 @@ batcher_lane_wake(BatcherSharedQueue *queue)
 			return;
 	}
 	batcher_shmem_wake_launcher();
+}
+
+/*
+ * Wake who flushes the lanes of a queue, which is given by its main entry.
+ */
+void
+batcher_queue_wake(BatcherSharedQueue *queue)
+{
+	BatcherSharedQueue *entry;
+	int			i;
+
+	batcher_foreach_lane(entry, i, queue)
+		batcher_lane_wake(entry);
 }

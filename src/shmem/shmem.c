@@ -306,16 +306,23 @@ batcher_shmem_queue(BatcherQueueKey key)
 	return queue;
 }
 
-/* Set up a queue's entry; the control lock is held. */
+/*
+ * Set up the entry of a lane of the queue of 'main', or, with NULL, of lane 0;
+ * the control lock is held.
+ */
 static void
-init_queue(BatcherSharedQueue *queue, bool fresh)
+init_queue(BatcherSharedQueue *queue, BatcherSharedQueue *main, bool fresh)
 {
-	BatcherQueueKey key = queue->key;
 	BatcherSharedLane *lane = &queue->lane;
 	int			i;
 
-	memset(queue, 0, sizeof(*queue));
-	queue->key = key;
+	/* who still looks at what was here before must not stumble over it */
+	queue->main = main ? main : queue;
+	memset((char *) queue + offsetof(BatcherSharedQueue, lanes), 0,
+		   sizeof(*queue) - offsetof(BatcherSharedQueue, lanes));
+	pg_atomic_init_u32(&queue->nlanes, 1);
+	pg_atomic_init_u32(&queue->closed, 0);
+	pg_atomic_init_u64(&queue->closed_at, 0);
 	LWLockInitialize(&lane->lock, batcher_tranche_lane);
 	pg_atomic_init_u64(&lane->inbox, 0);
 	pg_atomic_init_u64(&lane->spill, fresh ? 0 :
@@ -357,37 +364,83 @@ init_queue(BatcherSharedQueue *queue, bool fresh)
 	pg_atomic_init_u64(&queue->rate_empty_at, 0);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
 		pg_atomic_init_u64(&queue->counters[i], 0);
+	queue->main->lanes[queue->key.lane] = queue;
 }
 
 /*
- * The shared state of a queue, made if it has none yet.  'fresh' says that
- * the queue is just being created, so that the spool can hold no row of it.
- * Returns NULL if there is no room for another queue.
+ * The shared state of a lane, made if it has none yet, as is that of the queue.
+ * 'fresh' says that the queue, or the lane, is just being created, so that the
+ * spool can hold no row of it.  Returns NULL if there is no room for another.
  */
 BatcherSharedQueue *
 batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
 {
+	BatcherSharedQueue *main = NULL;
 	BatcherSharedQueue *queue;
 	bool		found;
 
+	Assert(key.lane >= 0 && key.lane < BATCHER_MAX_LANES);
+	if (key.lane > 0)
+	{
+		BatcherQueueKey main_key = key;
+
+		main_key.lane = 0;
+		main = batcher_shmem_queue_create(main_key, fresh);
+		if (main == NULL)
+			return NULL;
+	}
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	queue = hash_search(queues, &key, HASH_ENTER_NULL, &found);
 	if (queue && !found)
-		init_queue(queue, fresh);
+		init_queue(queue, main, fresh);
 	LWLockRelease(&batcher_shared->lock);
 	return queue;
 }
 
 /*
- * Forget a queue.  The caller has made sure that nobody will use the entry
- * again and that its chunks are discarded.
+ * The same for lanes 0 to 'nlanes' - 1 of the queue with this key; returns the
+ * main entry.
  */
-void
+BatcherSharedQueue *
+batcher_shmem_lanes_create(BatcherQueueKey key, int nlanes, bool fresh)
+{
+	BatcherSharedQueue *main;
+	int			i;
+
+	key.lane = 0;
+	main = batcher_shmem_queue_create(key, fresh);
+	for (i = 1; main && i < nlanes; i++)
+	{
+		key.lane = i;
+		if (main->lanes[i] == NULL &&
+			batcher_shmem_queue_create(key, fresh) == NULL)
+			return NULL;
+	}
+	return main;
+}
+
+/*
+ * Forget a lane.  The caller has made sure that nobody will use the entry
+ * again and that its chunks are discarded.  Lane 0 stays while there are
+ * others: false if so.
+ */
+bool
 batcher_shmem_queue_remove(BatcherQueueKey key)
 {
+	BatcherSharedQueue *queue;
+	bool		removed = false;
+	int			i = 0;
+
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	(void) hash_search(queues, &key, HASH_REMOVE, NULL);
+	queue = hash_search(queues, &key, HASH_FIND, NULL);
+	if (queue && (key.lane > 0 || batcher_next_lane(queue, &i) == NULL))
+	{
+		queue->main->lanes[key.lane] = NULL;
+		(void) hash_search(queues, &key, HASH_REMOVE, NULL);
+		removed = true;
+	}
 	LWLockRelease(&batcher_shared->lock);
+	return removed;
 }
 
 /*

@@ -6,7 +6,7 @@
  *
  *	 root		BatcherShared, one, with the array of worker slots
  *	 databases	a hash table of BatcherSharedDatabase
- *	 queues		a hash table of BatcherSharedQueue, each with its lane
+ *	 queues		a hash table of BatcherSharedQueue, one for each lane
  *	 channels	a hash table of the counts of messages (channel.c)
  *	 area		a DSA in place, of batcher.shared_memory_size: the rows
  *
@@ -81,7 +81,7 @@ typedef struct BatcherQueueKey
 {
 	BatcherDatabaseKey db;
 	int32		queue_id;		/* of the definition */
-	int32		lane;			/* 0 */
+	int32		lane;			/* 0: the queue itself */
 } BatcherQueueKey;
 
 /*
@@ -236,7 +236,17 @@ typedef struct BatcherSharedFates
 } BatcherSharedFates;
 
 /*
- * What all backends share about one queue.
+ * What all backends share about one queue, or one more lane of it.
+ *
+ * Each lane has an entry.  That of lane 0, the main entry, also has what is the
+ * queue's as a whole; those of the other lanes point to it, and go before it
+ * does.  The lanes count for themselves, and whoever shows a number adds
+ * up.  Only in the main entry are used: lane.frozen, lane.nbytes,
+ * lane.thin_after, the breaker and lane.failures, 'closed', 'closed_at',
+ * 'dropped', 'nlanes', 'lanes', 'defined_at', 'batch_number' and 'rate_empty_at'.
+ *
+ * 'main' is never NULL, and stays as long as the entry; 'lanes' is changed under
+ * the control lock.  Who knows that the queue stays reads both without it.
  *
  * 'name', 'owner_role', 'identity', the last error and the reasons are
  * protected by lane.lock, as is 'fates'; the rest are atomics.
@@ -244,6 +254,9 @@ typedef struct BatcherSharedFates
 typedef struct BatcherSharedQueue
 {
 	BatcherQueueKey key;		/* hash key, must be first */
+	struct BatcherSharedQueue *main;
+	struct BatcherSharedQueue *lanes[BATCHER_MAX_LANES];	/* NULL: none */
+	pg_atomic_uint32 nlanes;	/* in the definition; rows wait in no other */
 	BatcherSharedLane lane;
 	char		name[NAMEDATALEN];
 	Oid			owner_role;
@@ -255,6 +268,10 @@ typedef struct BatcherSharedQueue
 									 * a worker found it last */
 	pg_atomic_uint32 dropped;	/* its drop has committed: a worker may take it
 								 * away; its lane stays frozen */
+	pg_atomic_uint32 closed;	/* the number of its lanes is about to change:
+								 * nobody begins to enqueue ... */
+	pg_atomic_uint64 closed_at; /* ... who has not locked the spool before this
+								 * number was drawn */
 	pg_atomic_uint64 batch_number;	/* of the last batch */
 	pg_atomic_uint64 rate_empty_at;	/* the token bucket of rate_limit: see
 									 * batch/schedule.c */
@@ -376,7 +393,9 @@ extern BatcherSharedQueue *batcher_shmem_queue_locked(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
 													  bool fresh);
-extern void batcher_shmem_queue_remove(BatcherQueueKey key);
+extern BatcherSharedQueue *batcher_shmem_lanes_create(BatcherQueueKey key,
+													  int nlanes, bool fresh);
+extern bool batcher_shmem_queue_remove(BatcherQueueKey key);
 extern int	batcher_shmem_queue_count(void);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 									 int max);
@@ -449,6 +468,24 @@ batcher_count(BatcherSharedQueue *queue, BatcherCounter counter, int64 n)
 {
 	(void) pg_atomic_fetch_add_u64(&queue->counters[counter], n);
 }
+
+/*
+ * The lane after lane 'i' of a queue, given by its main entry, -1 for the first;
+ * NULL if there is none.  '*i' becomes its number.
+ */
+static inline BatcherSharedQueue *
+batcher_next_lane(BatcherSharedQueue *queue, int *i)
+{
+	BatcherSharedQueue *entry = NULL;
+
+	while (entry == NULL && ++*i < BATCHER_MAX_LANES)
+		entry = queue->lanes[*i];
+	return entry;
+}
+
+/* Walk through the lanes of a queue, given by its main entry. */
+#define batcher_foreach_lane(entry, i, queue) \
+	for ((i) = -1; ((entry) = batcher_next_lane((queue), &(i))) != NULL;)
 
 static inline uint64
 batcher_counter(BatcherSharedQueue *queue, BatcherCounter counter)

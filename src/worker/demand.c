@@ -168,7 +168,7 @@ collect_databases(void)
 			continue;
 		known->visit_done = known->visit_wanted;
 		if (known->connectable && !known->is_template &&
-			batcher_turn_find_worker(key, NULL) < 0)
+			batcher_turn_find_worker(key, NULL, NULL) < 0)
 			(void) need_worker(key.dboid, superusers, has_news(db), false);
 	}
 
@@ -178,7 +178,7 @@ collect_databases(void)
 		BatcherKnownDatabase *known = lfirst(lc);
 		BatcherDatabaseKey key = {known->dboid, InvalidOid};
 
-		if (batcher_turn_find_worker(key, &superusers) < 0)
+		if (batcher_turn_find_worker(key, &superusers, NULL) < 0)
 			(void) need_worker(known->dboid, superusers, true, true);
 	}
 }
@@ -196,7 +196,7 @@ find_help(BatcherSharedQueue *queue, int *wake)
 	BatcherDatabaseKey key = queue->key.db;
 	Oid			identity = queue->identity;
 	bool		owned = batcher_lane_owner(&queue->lane) >= 0;
-	int			slot = batcher_turn_find_worker(key, &identity);
+	int			slot = batcher_turn_find_worker(key, &identity, queue);
 	BatcherSlotCopy *copy = &batcher_turn.slots[Max(slot, 0)];
 	TimestampTz now = batcher_turn.now;
 	TimestampTz due = now;
@@ -226,7 +226,8 @@ find_help(BatcherSharedQueue *queue, int *wake)
 		batcher_turn_look_at(late_at);
 	else if (!ready)
 	{
-		need_worker(key.dboid, identity, true, false)->extra = true;
+		if (batcher_lane_may_own(queue, -1))
+			need_worker(key.dboid, identity, true, false)->extra = true;
 		batcher_turn_look_at(batcher_clock_add_ms(now, HELP_RETRY_MS));
 	}
 	else if (owned)
@@ -260,8 +261,8 @@ collect_lanes(void)
 		if (owner >= 0 && batcher_turn.slots[owner].busy_since == 0)
 			continue;
 		/* a lane whose breaker is open is wanted when its time has come */
-		if (batcher_lane_breaker_open(lane))
-			batcher_turn_look_at(pg_atomic_read_u64(&lane->breaker_until));
+		if (batcher_queue_breaker_open(queues[i]))
+			batcher_turn_look_at(pg_atomic_read_u64(&queues[i]->main->lane.breaker_until));
 		if (!batcher_lane_wants_worker(queues[i]) ||
 			(owner >= 0 && batcher_lane_stuck_at(queues[i]) == BATCHER_NEVER) ||
 			!database_is_live(queues[i]->key.db))

@@ -135,6 +135,34 @@ take_lane(BatcherSharedQueue *queue)
 	return view;
 }
 
+/* Take away the entry of a lane of a queue whose drop has committed. */
+static void
+remove_lane(BatcherSharedQueue *queue)
+{
+	BatcherLaneView *view = find_view(queue);
+	BatcherSharedQueue *main;
+
+	if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
+		!batcher_slot_own_lane(my_slot, queue))
+		return;
+	main = queue->main;
+	/* meanwhile another worker may have taken it away */
+	if (pg_atomic_read_u32(&main->dropped) == 0)
+	{
+		batcher_slot_disown_lane(my_slot, queue);
+		return;
+	}
+	if (view)
+		forget_view(view);
+	batcher_lane_discard(queue);
+	batcher_probation_forget(&queue->key);
+	/* lane 0 stays while there are others */
+	if (!batcher_shmem_queue_remove(queue->key))
+		batcher_slot_disown_lane(my_slot, queue);
+	else if (main != queue)
+		batcher_lane_wake(main);	/* the last one may be gone now */
+}
+
 /*
  * Take away the entries of queues whose drop has committed, and hold those of
  * which there is no definition (not yet, or not any more): nobody is to come
@@ -144,36 +172,32 @@ static void
 remove_dropped(uint64 generation)
 {
 	BatcherSharedQueue **list;
-	int			n;
+	int			nentries;
+	int			i;
+	bool		last;
 
 	list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
-	n = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
-	while (n-- > 0)
+	nentries = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
+	for (i = 0; i < nentries; i++)
 	{
-		BatcherSharedQueue *queue = list[n];
-		BatcherLaneView *view;
-
-		if (pg_atomic_read_u32(&queue->dropped) == 0)
+		if (pg_atomic_read_u32(&list[i]->main->dropped) == 0 &&
+			pg_atomic_read_u64(&list[i]->main->defined_at) < generation)
+			pg_atomic_write_u32(&list[i]->paused, 1);
+	}
+	/* lane 0 goes last */
+	for (last = false;; last = true)
+	{
+		for (i = 0; i < nentries; i++)
 		{
-			if (pg_atomic_read_u64(&queue->defined_at) < generation)
-				pg_atomic_write_u32(&queue->paused, 1);
-			continue;
+			if (list[i] && last == (list[i]->key.lane == 0) &&
+				pg_atomic_read_u32(&list[i]->main->dropped) != 0)
+			{
+				remove_lane(list[i]);
+				list[i] = NULL;
+			}
 		}
-		view = find_view(queue);
-		if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
-			!batcher_slot_own_lane(my_slot, queue))
-			continue;
-		/* meanwhile another worker may have taken it away */
-		if (pg_atomic_read_u32(&queue->dropped) == 0)
-		{
-			batcher_slot_disown_lane(my_slot, queue);
-			continue;
-		}
-		if (view)
-			forget_view(view);
-		batcher_lane_discard(queue);
-		batcher_probation_forget(&queue->key);
-		batcher_shmem_queue_remove(queue->key);
+		if (last)
+			break;
 	}
 }
 
@@ -219,9 +243,33 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 	}
 	else if (!same_work(old, def))
 	{
-		batcher_lane_reset_breaker(&view->queue->lane);
+		batcher_queue_reset_breaker(view->queue);
 		view->forced_upto = 0;
 	}
+}
+
+/* Serve a lane with this definition, if it is ours to serve. */
+static void
+adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
+{
+	BatcherLaneView *view = find_view(queue);
+
+	if (queue->identity != my_worker->identity)
+	{
+		/* another owner now: another worker's */
+		if (view)
+		{
+			forget_view(view);
+			batcher_slot_disown_lane(my_slot, queue);
+		}
+		return;
+	}
+	if (view == NULL)
+		view = take_lane(queue);
+	if (view == NULL)
+		return;
+	adopt_definition(view, def);
+	view->generation = generation;
 }
 
 /*
@@ -238,33 +286,23 @@ adopt_definitions(List *list, uint64 generation)
 	{
 		BatcherQueueDef *def = lfirst(lc);
 		BatcherQueueKey key = {my_db->key, def->id, 0};
-		BatcherSharedQueue *queue = batcher_shmem_queue_create(key, false);
-		BatcherLaneView *view;
+		int			nlanes = def->options.lanes;
+		BatcherSharedQueue *queue = batcher_shmem_lanes_create(key, nlanes,
+															   false);
+		int			i;
 
 		if (queue == NULL)
 		{
 			unserved++;
 			continue;
 		}
-		view = find_view(queue);
 		batcher_definition_publish(def, queue);
 		pg_atomic_write_u64(&queue->defined_at, generation);
-		if (queue->identity != my_worker->identity)
+		for (i = 0; i < BATCHER_MAX_LANES; i++)
 		{
-			/* another owner now: another worker's */
-			if (view)
-			{
-				forget_view(view);
-				batcher_slot_disown_lane(my_slot, queue);
-			}
-			continue;
+			if (queue->lanes[i])
+				adopt_lane(queue->lanes[i], def, generation);
 		}
-		if (view == NULL)
-			view = take_lane(queue);
-		if (view == NULL)
-			continue;
-		adopt_definition(view, def);
-		view->generation = generation;
 	}
 	return unserved;
 }
@@ -395,9 +433,10 @@ batcher_lanes_look_for_free(bool busy)
 		owner = batcher_lane_owner(&queue->lane);
 		if (queue->identity == my_worker->identity &&
 			(owner < 0 ? batcher_lane_wants_worker(queue) :
-			 !busy && batcher_lane_stuck_at(queue) <= now))
+			 !busy && batcher_lane_stuck_at(queue) <= now) &&
+			batcher_lane_may_own(queue, my_slot))
 			found = true;
-		if (pg_atomic_read_u32(&queue->dropped) != 0 &&
+		if (pg_atomic_read_u32(&queue->main->dropped) != 0 &&
 			(owner < 0 || owner == my_slot))
 			found = true;
 	}

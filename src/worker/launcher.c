@@ -163,26 +163,32 @@ batcher_turn_look_at(TimestampTz t)
 	batcher_turn.look_at = Min(batcher_turn.look_at, t);
 }
 
-/* How well the worker of a slot can do what comes: 0, not at all, to 3. */
+/* How well the worker of a slot can take a lane: 0, not at all, to 4. */
 static int
-readiness(const BatcherSlotCopy *copy)
+readiness(int slot, BatcherSharedQueue *lane)
 {
+	const BatcherSlotCopy *copy = &batcher_turn.slots[slot];
+
 	if (copy->leave)
 		return 0;
-	if (copy->busy_since != 0)
+	if (lane && !batcher_lane_may_own(lane, slot))
 		return 1;
-	return copy->queue_id != 0 ? 2 : 3;
+	if (copy->busy_since != 0)
+		return 2;
+	return copy->queue_id != 0 ? 3 : 4;
 }
 
 /*
  * A slot whose worker serves a database, and with 'identity' that role's
  * queues; -1 if there is none.  Of several it is one that does nothing, else
- * one that is not busy for long, else one that does not leave.  A worker that
+ * one that is not busy for long and may own 'lane', unless that is NULL, else
+ * one that does not leave.  A worker that
  * has not looked yet counts, and with extoid InvalidOid the extension does not
  * matter.
  */
 int
-batcher_turn_find_worker(BatcherDatabaseKey db, const Oid *identity)
+batcher_turn_find_worker(BatcherDatabaseKey db, const Oid *identity,
+						 BatcherSharedQueue *lane)
 {
 	int			best = -1;
 	int			i;
@@ -197,8 +203,7 @@ batcher_turn_find_worker(BatcherDatabaseKey db, const Oid *identity)
 			(OidIsValid(db.extoid) && OidIsValid(copy->db.extoid) &&
 			 copy->db.extoid != db.extoid))
 			continue;
-		if (best < 0 ||
-			readiness(copy) > readiness(&batcher_turn.slots[best]))
+		if (best < 0 || readiness(i, lane) > readiness(best, lane))
 			best = i;
 	}
 	return best;
@@ -375,7 +380,7 @@ check_databases(void)
 			batcher_turn.keys[nlive++] = key;
 			continue;
 		}
-		slot = batcher_turn_find_worker(key, NULL);
+		slot = batcher_turn_find_worker(key, NULL, NULL);
 		if (slot < 0)
 		{
 			BatcherQueueKey all = {.db = key};

@@ -67,7 +67,8 @@ extern BatcherLaunch batcher_launches[BATCHER_MAX_WORKERS];
 extern MemoryContext batcher_launcher_context;
 extern void batcher_turn_look_at(TimestampTz t);
 extern int	batcher_turn_find_worker(BatcherDatabaseKey db,
-									 const Oid *identity);
+									 const Oid *identity,
+									 BatcherSharedQueue *lane);
 extern void batcher_turn_ask_to_leave(int slot);
 
 /* demand.c */

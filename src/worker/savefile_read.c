@@ -194,7 +194,7 @@ restore_chunk(SavedReader *reader, BatcherSharedQueue *queue)
 	pg_atomic_write_u32(&chunk->state, BATCHER_CHUNK_COMMITTED);
 	batcher_lane_push(&queue->lane, chunk);
 	(void) pg_atomic_fetch_add_u64(&queue->lane.npending, saved.nrows);
-	(void) pg_atomic_fetch_add_u64(&queue->lane.nbytes,
+	(void) pg_atomic_fetch_add_u64(&queue->main->lane.nbytes,
 								   batcher_chunk_bytes(chunk));
 	batcher_shmem_add_volatile(saved.nrows);
 	reader->nrows += saved.nrows;
@@ -216,7 +216,8 @@ restore_queue(SavedReader *reader, BatcherSharedQueue **queue)
 				   sizeof(saved) - sizeof(saved.tag)))
 		return false;
 	if (!OidIsValid(saved.key.db.dboid) || !OidIsValid(saved.key.db.extoid) ||
-		saved.key.queue_id <= 0)
+		saved.key.queue_id <= 0 || saved.key.lane < 0 ||
+		saved.key.lane >= BATCHER_MAX_LANES)
 		return false;
 
 	/* one database more than there is room for would be an ERROR */

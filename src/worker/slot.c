@@ -352,7 +352,8 @@ batcher_slot_own_lane(int slot, BatcherSharedQueue *queue)
 	{
 		uint32		owner = pg_atomic_read_u32(&lane->owner);
 
-		if (owner == 0 || batcher_lane_stuck_at(queue) <= now)
+		if ((owner == 0 || batcher_lane_stuck_at(queue) <= now) &&
+			batcher_lane_may_own(queue, slot))
 			owned = pg_atomic_compare_exchange_u32(&lane->owner, &owner,
 												   (uint32) (slot + 1) |
 												   BATCHER_OWNER_HOLDS);

@@ -143,7 +143,7 @@ arm_lane(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
 	bool		held = view->def->paused ||
-		pg_atomic_read_u32(&lane->frozen) != 0;
+		pg_atomic_read_u32(&view->queue->main->lane.frozen) != 0;
 
 	pg_atomic_write_u64(&lane->wake_at, held ? PG_UINT64_MAX :
 						view->limits.size);

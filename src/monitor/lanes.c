@@ -1,0 +1,52 @@
+/*
+ * lanes.c
+ *	  Another number of lanes for a queue.
+ *
+ * Client backends.
+ */
+#include "postgres.h"
+
+#include "base/clock.h"
+#include "base/settings.h"
+#include "enqueue/enqueue.h"
+#include "monitor/monitor.h"
+
+/*
+ * The number of a queue's lanes changes.  A key may have another lane then, so
+ * this is done while no row waits: the queue is closed, who has enqueued is
+ * waited for, and what waits is flushed, for which there is the time that an
+ * enqueue waits for room.  'def' has the new number.  Errors: 55006, 53400.
+ */
+void
+batcher_monitor_change_lanes(const BatcherQueueDef *def)
+{
+	BatcherSharedQueue *queue;
+	BatcherQueueKey key;
+	TimestampTz end;
+
+	batcher_shmem_require();
+	key = batcher_monitor_key(def);
+	queue = batcher_shmem_lanes_create(key, 1, false);
+	if (queue == NULL)
+		batcher_monitor_too_many();
+	if (batcher_staging_has_queue(queue))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot change the lanes of queue \"%s\" because this transaction has enqueued rows into it",
+						def->name)));
+	batcher_change_close(queue);
+	batcher_monitor_wait_for_users();
+	end = batcher_clock_add_ms(batcher_clock_now(), batcher_enqueue_timeout);
+	(void) batcher_wait_flushed(queue->key, def->name, end);
+	if (batcher_monitor_count_waiting(queue, def) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot change the lanes of queue \"%s\" because rows wait in it",
+						def->name),
+				 errdetail("They were not flushed within \"%s\", or cannot be flushed now.",
+						   "batcher.enqueue_timeout"),
+				 errhint("Flush or purge the queue first.")));
+	if (batcher_shmem_lanes_create(queue->key, def->options.lanes,
+								   true) == NULL)
+		batcher_monitor_too_many();
+}
