@@ -84,6 +84,20 @@ static slist_head sent = SLIST_STATIC_INIT(sent);
 static HTAB *counts = NULL;		/* in TopTransactionContext */
 static BatcherDatabaseKey counts_db;
 
+/*
+ * A message that its lane has counted as unsent is on its way, or lost.  Who has
+ * taken the lane over at the same moment may have counted it as lost already.
+ */
+static void
+forget_unsent(BatcherSharedQueue *queue)
+{
+	uint32		n = pg_atomic_read_u32(&queue->lane.unsent);
+
+	while (n > 0 && !pg_atomic_compare_exchange_u32(&queue->lane.unsent, &n,
+													n - 1))
+		;
+}
+
 static void
 message_xact_callback(XactEvent event, void *arg)
 {
@@ -109,7 +123,7 @@ message_xact_callback(XactEvent event, void *arg)
 			if (m->shared == NULL)
 				continue;
 			if (m->remembered)
-				(void) pg_atomic_fetch_sub_u32(&m->shared->lane.unsent, 1);
+				forget_unsent(m->shared);
 			batcher_count(m->shared, BATCHER_MESSAGES_SENT, 1);
 			batcher_count(m->shared, BATCHER_MESSAGES_SAVED, m->saved);
 			batcher_count(m->shared, BATCHER_MESSAGE_BYTES, m->bytes);
@@ -386,7 +400,7 @@ count_dropped(void)
 
 		if (queue == NULL)
 			continue;
-		(void) pg_atomic_fetch_sub_u32(&queue->lane.unsent, 1);
+		forget_unsent(queue);
 		lose_messages(queue, m->queue.db, m->channel, 1);
 	}
 }

@@ -108,7 +108,7 @@ report_flush(BatcherSharedQueue *queue, int rows)
 	batcher_patience_run();
 }
 
-/* Own the lane of a queue, if it is ours to own; NULL if not. */
+/* Own the lane of a queue, if it is ours to own, and hold it; NULL if not. */
 static BatcherLaneView *
 take_lane(BatcherSharedQueue *queue)
 {
@@ -131,7 +131,6 @@ take_lane(BatcherSharedQueue *queue)
 
 	/* what the last owner may have left undone after its last commit */
 	batcher_lane_sweep(queue);
-	batcher_lane_let_go(&queue->lane);
 	return view;
 }
 
@@ -248,6 +247,26 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 	}
 }
 
+/*
+ * The same for a lane that we have just taken, and hold: nobody takes it from us
+ * before we have looked what its last owner has left.
+ */
+static void
+adopt_first(BatcherLaneView *view, BatcherQueueDef *def)
+{
+	PG_TRY();
+	{
+		adopt_definition(view, def);
+	}
+	PG_CATCH();
+	{
+		batcher_lane_let_go(&view->queue->lane);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	batcher_lane_let_go(&view->queue->lane);
+}
+
 /* Serve a lane with this definition, if it is ours to serve. */
 static void
 adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
@@ -264,11 +283,12 @@ adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
 		}
 		return;
 	}
-	if (view == NULL)
-		view = take_lane(queue);
-	if (view == NULL)
+	if (view)
+		adopt_definition(view, def);
+	else if ((view = take_lane(queue)) != NULL)
+		adopt_first(view, def);
+	else
 		return;
-	adopt_definition(view, def);
 	view->generation = generation;
 }
 

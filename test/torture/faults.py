@@ -382,9 +382,12 @@ class Injector:
         self.pair.configure(changes)
         queue = self.some_queues(1)[0]
         pause = rng.random() < 0.3
-        options = json.dumps({
+        options = {
             'flush_interval': rng.randint(5, 500),
-            'max_batch_size': rng.choice((5, 50, 500, None))})
+            'max_batch_size': rng.choice((5, 50, 500, None))}
+        if 'lanes' in QUEUES[queue].options:
+            options['lanes'] = rng.randint(1, 4)
+        options = json.dumps(options)
         self.log(f'reload {changes}; '
                  + (f'pause {queue}' if pause else f'alter {queue} {options}'))
         self.in_background(self.change_queue, queue, pause, options)

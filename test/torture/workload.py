@@ -2,7 +2,7 @@
 
 The target of a queue has no unique constraint: a row that is flushed twice
 shall be seen, not refused.  'pos' is the order of flushing, because flushes
-of one queue run one after the other.
+of one lane run one after the other.
 
 Each statement also writes how many rows it had into 'flushed', and in which
 transaction: a listener knows from that whether the data of a message was there
@@ -147,6 +147,9 @@ QUEUES = {q.name: q for q in (
     # With rows that cannot be flushed, where there are dead letters.
     Queue('guarded', dict(flush_interval='30 ms', flush_timeout='1500 ms'),
           owner='bob'),
+    # Flushed in parallel, so that nothing but the keys is in order.
+    Queue('spread', dict(flush_interval='20 ms', max_batch_size=30, lanes=3),
+          weight=3),
     # Sums into few rows.
     Queue('tally', dict(flush_interval='50 ms', notify_channel='tally'),
           statement=ADD_UP),
