@@ -166,6 +166,7 @@ typedef struct BatcherLaneView
 	uint64		asked_upto;		/* flush_upto, when the last batch was gathered */
 	uint64		forced_upto;	/* flush_upto for which a flush has failed */
 	HTAB	   *retries;		/* see retry.c; NULL: none */
+	uint32		resets;			/* lane.resets, as of the last look */
 	int			passing;		/* flushes in a row that failed as a whole, by
 								 * what may pass */
 	int			reopened;		/* times in a row that the breaker has opened

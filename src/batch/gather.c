@@ -85,10 +85,28 @@ gather_purge(BatcherLaneView *view)
 	return batch;
 }
 
+/* Is a row of a chunk ready, and does not wait to be tried again? */
+static bool
+has_ready_row(BatcherLaneView *view, BatcherChunk *chunk)
+{
+	BatcherRow *row = batcher_chunk_first(chunk);
+	int			i;
+
+	if (pairingheap_is_empty(&view->index->retries))
+		return true;
+	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
+	{
+		if (!(row->flags & BATCHER_ROW_DONE) &&
+			batcher_unit_is_ready(view, chunk, row))
+			return true;
+	}
+	return false;
+}
+
 /*
- * Is a committed row at hand with a smaller number than 'upto'?  What came
- * later is not flushed for who asked then, even if it is not published yet
- * that his rows are settled.
+ * Is a committed row at hand with a smaller number than 'upto', which does not
+ * wait to be tried again?  What came later is not flushed for who asked then,
+ * even if it is not published yet that his rows are settled.
  */
 static bool
 has_rows_below(BatcherLaneView *view, uint64 upto)
@@ -98,7 +116,8 @@ has_rows_below(BatcherLaneView *view, uint64 upto)
 	for (chunk = first_chunk(view); chunk; chunk = next_chunk(view, chunk))
 	{
 		if (chunk->number < upto && chunk->nlive > 0 &&
-			pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED)
+			pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED &&
+			has_ready_row(view, chunk))
 			return true;
 	}
 	return false;
@@ -353,6 +372,26 @@ oldest_waiting(BatcherLaneView *view)
 	return 0;
 }
 
+/* The oldest commit of what does not wait to be tried again, about. */
+static TimestampTz
+oldest_runnable(BatcherIndex *index)
+{
+	BatcherUnit *first[] = {
+		batcher_first_by_time(&index->ages),
+		batcher_first_by_time(&index->timers),
+		batcher_first_by_priority(&index->urgent)
+	};
+	TimestampTz oldest = BATCHER_NEVER;
+	int			i;
+
+	for (i = 0; i < lengthof(first); i++)
+	{
+		if (first[i])
+			oldest = Min(oldest, first[i]->oldest_at);
+	}
+	return oldest == BATCHER_NEVER ? 0 : oldest;
+}
+
 /* Tell when we look again, and how a commit before that is noticed. */
 static void
 set_deadline(BatcherLaneView *view, TimestampTz due, TimestampTz now,
@@ -364,6 +403,7 @@ set_deadline(BatcherLaneView *view, TimestampTz due, TimestampTz now,
 
 	view->deadline = Min(due, retry ? retry->time : BATCHER_NEVER);
 	pg_atomic_write_u64(&lane->oldest_at, oldest_waiting(view));
+	pg_atomic_write_u64(&lane->runnable_at, oldest_runnable(view->index));
 	pg_atomic_write_u64(&lane->next_flush_at,
 						view->deadline == BATCHER_NEVER ? 0 : view->deadline);
 	pg_atomic_write_u32(&lane->timers, view->index->ntimers);
@@ -419,6 +459,7 @@ gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
 	uint64		flush_upto = pg_atomic_read_u64(&lane->flush_upto);
 	int			max_rows = batcher_breaker_limit(view, now);
 	BatcherBatch *batch;
+	uint32		resets;
 	bool		asked;
 	bool		forced;
 
@@ -428,6 +469,12 @@ gather_from_index(BatcherLaneView *view, TimestampTz now, bool draining)
 		pg_atomic_write_u64(&lane->next_flush_at, view->deadline);
 		return NULL;
 	}
+
+	/* as if nothing had failed */
+	resets = pg_atomic_read_u32(&view->queue->main->lane.resets);
+	if (resets != view->resets && batcher_retry_force(view))
+		batcher_unit_force_retries(view);
+	view->resets = resets;
 
 	/* who asks for a flush overrides a retry's delay once, not for ever */
 	view->asked_upto = flush_upto;

@@ -138,6 +138,8 @@ extern TimestampTz batcher_unit_due(BatcherLaneView *view,
 									const BatcherUnit *unit);
 extern void batcher_unit_put_due(BatcherLaneView *view, BatcherUnit *unit);
 extern bool batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row);
+extern bool batcher_unit_is_ready(BatcherLaneView *view, BatcherChunk *chunk,
+								  BatcherRow *row);
 extern bool batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit);
 extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,
 							   BatcherRow *row);

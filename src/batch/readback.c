@@ -30,11 +30,12 @@
 #define MAX_ENTRIES		(4 * 1024 * 1024)
 
 /*
- * Rows are read ahead up to so many bytes; and so many times more where rows of
- * one key become one, because what is at hand may be waiting for later ones.
+ * Rows are read so many bytes at a time, while few of those at hand are ready;
+ * and at most so many are at hand.  Where rows of one key become one all these
+ * are read, because what is at hand may be waiting for later ones.
  */
 #define READ_AHEAD		(4 * 1024 * 1024)
-#define MORE_AHEAD		16
+#define MOST_AHEAD		(64 * 1024 * 1024)
 
 /*
  * One tuple.  Tuples that one large transaction sealed have a group, and come
@@ -148,8 +149,7 @@ wants_scan(BatcherLaneView *view)
 static bool
 has_room(BatcherLaneView *view)
 {
-	return view->readback->bytes < READ_AHEAD *
-		(view->def->options.key_policy == BATCHER_KEYS_ALL ? 1 : MORE_AHEAD);
+	return view->readback->bytes < MOST_AHEAD;
 }
 
 /*
@@ -455,8 +455,11 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(scratch);
 	bool		all_there = true;
+	/* few of those at hand are ready, the others wait for one of their key */
+	Size		limit = view->def->options.key_policy == BATCHER_KEYS_ALL ?
+		Min(rb->bytes + READ_AHEAD, MOST_AHEAD) : MOST_AHEAD;
 
-	while (rb->next < rb->nentries && has_room(view))
+	while (rb->next < rb->nentries && rb->bytes < limit)
 	{
 		Entry	   *entry = &rb->entries[rb->next];
 		BatcherChunk *chunk;

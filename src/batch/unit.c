@@ -484,6 +484,23 @@ batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
 	return ref;
 }
 
+/*
+ * Is the first row of this one's unit ready, and not to be tried again?
+ */
+bool
+batcher_unit_is_ready(BatcherLaneView *view, BatcherChunk *chunk,
+					  BatcherRow *row)
+{
+	BatcherRef	ref = {NULL, chunk, row};
+	BatcherUnitId id;
+	BatcherUnit *unit;
+
+	identify_unit(view, &ref, &id);
+	unit = hash_search(view->index->units, &id, HASH_FIND, NULL);
+	return unit && unit->place != BATCHER_PLACE_NONE &&
+		unit->place != BATCHER_PLACE_RETRY;
+}
+
 /* Find the unit of a row with a key that is there. */
 static BatcherUnit *
 find_unit(BatcherIndex *index, BatcherChunk *chunk, BatcherRow *row)

@@ -95,6 +95,7 @@ typedef struct QueueCopy
 	int64		nspilled;
 	int64		nbytes;
 	TimestampTz oldest_at;
+	TimestampTz runnable_at;
 	TimestampTz next_flush_at;
 	TimestampTz retry_at;
 	uint32		failures;
@@ -156,6 +157,8 @@ add_lane(BatcherSharedQueue *queue, QueueCopy *copy)
 		copy->nspilled += read_count(&lane->nspilled);
 	copy->oldest_at = earlier(copy->oldest_at,
 							  pg_atomic_read_u64(&lane->oldest_at));
+	copy->runnable_at = earlier(copy->runnable_at,
+								pg_atomic_read_u64(&lane->runnable_at));
 	copy->next_flush_at = earlier(copy->next_flush_at,
 								  pg_atomic_read_u64(&lane->next_flush_at));
 	copy->retry_at = earlier(copy->retry_at,
@@ -204,6 +207,7 @@ copy_entry(BatcherSharedQueue *queue, QueueCopy *copy)
 	{
 		/* who has settled the last row has yet to say so */
 		copy->oldest_at = 0;
+		copy->runnable_at = 0;
 		copy->next_flush_at = 0;
 	}
 	LWLockAcquire(&lane->lock, LW_SHARED);
@@ -389,9 +393,9 @@ set_status_times(Datum *values, bool *nulls, const BatcherQueueDef *def,
 		values[STATUS_OLDEST_AGE] = age_datum(copy->oldest_at, now);
 	else
 		nulls[STATUS_OLDEST_AGE] = true;
-	if (!nulls[STATUS_OLDEST_AGE] && !def->paused && retry_at == 0 &&
+	if (copy->runnable_at != 0 && !def->paused && retry_at == 0 &&
 		copy->breaker != BATCHER_BREAKER_OPEN)
-		values[STATUS_OLDEST_RUNNABLE_AGE] = values[STATUS_OLDEST_AGE];
+		values[STATUS_OLDEST_RUNNABLE_AGE] = age_datum(copy->runnable_at, now);
 	else
 		nulls[STATUS_OLDEST_RUNNABLE_AGE] = true;
 	batcher_set_time(&values[STATUS_NEXT_FLUSH_AT],

@@ -422,8 +422,8 @@ batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket)
 }
 
 /*
- * Close the breaker of a queue and forget its failures, so that it is tried
- * again at once.  Also in commit callbacks.
+ * Close the breaker of a queue and forget its failures, so that it, and each
+ * row that has failed, is tried again at once.  Also in commit callbacks.
  */
 void
 batcher_queue_reset_breaker(BatcherSharedQueue *queue)
@@ -436,6 +436,7 @@ batcher_queue_reset_breaker(BatcherSharedQueue *queue)
 	pg_atomic_write_u32(&main->lane.failures, 0);
 	batcher_foreach_lane(entry, i, main)
 		pg_atomic_write_u64(&entry->lane.retry_at, 0);
+	(void) pg_atomic_fetch_add_u32(&main->lane.resets, 1);
 }
 
 /*

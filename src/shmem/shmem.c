@@ -343,10 +343,12 @@ init_queue(BatcherSharedQueue *queue, BatcherSharedQueue *main, bool fresh)
 	pg_atomic_init_u64(&lane->npurged, 0);
 	pg_atomic_init_u64(&lane->nspilled, 0);
 	pg_atomic_init_u64(&lane->oldest_at, 0);
+	pg_atomic_init_u64(&lane->runnable_at, 0);
 	pg_atomic_init_u32(&lane->timers, 0);
 	pg_atomic_init_u64(&lane->next_flush_at, 0);
 	pg_atomic_init_u64(&lane->retry_at, 0);
 	pg_atomic_init_u32(&lane->failures, 0);
+	pg_atomic_init_u32(&lane->resets, 0);
 	pg_atomic_init_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
 	pg_atomic_init_u32(&lane->probes_left, 0);
 	pg_atomic_init_u64(&lane->breaker_until, 0);

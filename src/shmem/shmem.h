@@ -209,9 +209,13 @@ typedef struct BatcherSharedLane
 	pg_atomic_uint64 nspilled;	/* rows in the spool only, as far as known */
 	pg_atomic_uint64 oldest_at; /* TimestampTz of the oldest waiting row that
 								 * the owner knows, 0: none */
+	pg_atomic_uint64 runnable_at;	/* the same of those that do not wait to be
+									 * tried again */
 	pg_atomic_uint64 next_flush_at; /* TimestampTz, 0: none */
 	pg_atomic_uint64 retry_at;	/* TimestampTz: no flush before, 0: none */
 	pg_atomic_uint32 failures;	/* failed flushes in a row */
+	pg_atomic_uint32 resets;	/* times that somebody has had all tried again at
+								 * once */
 	pg_atomic_uint32 breaker;	/* a BatcherBreakerState */
 	pg_atomic_uint32 probes_left;	/* of a half-open breaker */
 	pg_atomic_uint64 breaker_until; /* TimestampTz */
@@ -242,7 +246,7 @@ typedef struct BatcherSharedFates
  * queue's as a whole; those of the other lanes point to it, and go before it
  * does.  The lanes count for themselves, and whoever shows a number adds
  * up.  Only in the main entry are used: lane.frozen, lane.nbytes,
- * lane.thin_after, the breaker and lane.failures, 'closed', 'closed_at',
+ * lane.thin_after, the breaker, lane.failures and lane.resets, 'closed', 'closed_at',
  * 'dropped', 'nlanes', 'lanes', 'defined_at', 'batch_number' and 'rate_empty_at'.
  *
  * 'main' is never NULL, and stays as long as the entry; 'lanes' is changed under
