@@ -47,6 +47,9 @@
 /* A batch should be full after its window; so much later it is not awaited. */
 #define LATE			1.25
 
+/* The share by which a delay differs from what it should be, at most. */
+#define RETRY_JITTER	0.2
+
 /*
  * The most tokens that a bucket holds: what comes in a second, and at least
  * one, else nothing would ever leave.  So in any time of t seconds at most
@@ -101,6 +104,24 @@ batcher_bucket_ready(int64_t empty_at, int64_t now, double rate, double nrows)
 {
 	return empty_since(empty_at, now) +
 		(int64_t) ceil(nrows / rate * SECOND_US);
+}
+
+/*
+ * Milliseconds to wait after the 'failures'-th failure in a row: 'first',
+ * growing by 'factor' up to 'longest'.  'random', from 0 to 1, spreads it by a
+ * fifth to either side, so that what failed together does not come back
+ * together; what that takes beyond the longest is as much below it.
+ */
+double
+batcher_pace_retry_delay(double first, double factor, double longest,
+						 int failures, double random)
+{
+	double		delay;
+
+	Assert(failures > 0);
+	delay = Min(first * pow(factor, failures - 1), longest);
+	delay *= 1.0 - RETRY_JITTER + 2.0 * RETRY_JITTER * random;
+	return delay > longest ? longest - (delay - longest) : delay;
 }
 
 /*

@@ -24,6 +24,10 @@ extern int64_t batcher_bucket_taken(int64_t empty_at, int64_t now,
 extern int64_t batcher_bucket_ready(int64_t empty_at, int64_t now,
 									double rate, double nrows);
 
+extern double batcher_pace_retry_delay(double first, double factor,
+									   double longest, int failures,
+									   double random);
+
 /* What the size of batches and the window are to keep to. */
 typedef struct BatcherPaceBounds
 {

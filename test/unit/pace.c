@@ -509,10 +509,41 @@ test_bucket(void)
 	}
 }
 
+static void
+test_retry_delay(void)
+{
+	bool		holds = true;
+	double		shortest = 1e9;
+	double		longest = 0;
+
+	for (int failures = 1; failures <= 1000; failures++)
+	{
+		for (int i = 0; i < 100; i++)
+		{
+			double		delay = batcher_pace_retry_delay(500, 2, 60000,
+														 failures, uniform());
+			double		middle = fmin(500 * pow(2, failures - 1), 60000);
+
+			holds = holds && fabs(delay - middle) <= 0.2 * middle + 1e-6;
+			if (failures > 100)
+			{
+				shortest = fmin(shortest, delay);
+				longest = fmax(longest, delay);
+			}
+		}
+	}
+	printf("# the longest delay: %g to %g ms\n", shortest, longest);
+	check(holds, "retry: a delay is what it should be, give or take a fifth");
+	check(longest <= 60000, "retry: no delay is longer than the longest");
+	check(shortest < 50000 && longest > 59000,
+		  "retry: what has failed often does not come back together either");
+}
+
 int
 main(void)
 {
 	test_bucket();
+	test_retry_delay();
 	test_step();
 	test_ramp();
 	test_spikes();
