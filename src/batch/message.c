@@ -377,7 +377,8 @@ batcher_message_recover(BatcherLaneView *view)
 }
 
 /*
- * The messages of the flush in progress could not be made.
+ * The messages of the flush in progress could not be made.  Waits for who sends
+ * just now, until it is cancelled.
  */
 void
 batcher_message_drop(BatcherLaneView *view)

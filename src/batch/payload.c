@@ -199,6 +199,7 @@ batcher_payload_make(BatcherLaneView *view, BatcherBatch *batch)
 	const BatcherOptions *options = &view->def->options;
 	MemoryContext caller = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool failed = false;
 
 	if (options->notify_sql != NULL || options->notify_channel == NULL ||
 		options->notify_format == BATCHER_NOTIFY_NONE || batch->nflushed == 0)
@@ -226,10 +227,12 @@ batcher_payload_make(BatcherLaneView *view, BatcherBatch *batch)
 		EmitErrorReport();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		batcher_message_drop(view);
+		failed = true;
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
 	CurrentResourceOwner = owner;
+	if (failed)
+		batcher_message_drop(view); /* it may wait for another sender */
 }

@@ -219,7 +219,7 @@ SKIP:
 {
 	my ($rc) = try_sql($node, q(SET max_stack_depth = '6MB'));
 
-	skip 'the stack is too small', 3 if $rc != 0;
+	skip 'the stack is too small', 4 if $rc != 0;
 	sql(
 		$node, q(
 SELECT batch_create_queue('deep', options => '{"flush_interval": "1 h",
@@ -247,6 +247,31 @@ SELECT rows_flushed, messages_sent, messages_dropped, batches_failed
 FROM batcher.stat_queue WHERE queue = 'deep')),
 		'3|2|1|0', 'its row is flushed');
 	$listener->quit;
+
+	# The worker waits for another one that sends just now: it can be ended.
+	sql(
+		$node, q(
+CREATE ROLE deep_owner;
+SELECT batch_change_owner('deep', 'deep_owner');
+SELECT batch_create_queue('sender', 'SELECT FROM batch', options =>
+	'{"flush_interval": "10 ms", "notify_channel": "sender"}')));
+	arm($node, 'notify=wait');
+	sql($node, q(SELECT batch_enqueue('sender', '1')));
+	wait_point($node, 'notify');
+	sql(
+		$node, q(
+SET max_stack_depth = '6MB';
+SELECT batch_enqueue('deep', (repeat('[', 30000) || repeat(']', 30000))::jsonb,
+	immediate => true)));
+	my $waiting = q(
+SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE NOT granted AND locktype = 'object' AND backend_type = 'batcher worker');
+	wait_sql($node, "SELECT count(*) = 1 FROM ($waiting) s");
+	is(sql($node, "SELECT pg_terminate_backend(pid, 10000) FROM ($waiting) s"),
+		't', 'a worker that waits to tell of a lost message is terminated');
+	disarm($node);
+	release_point($node, 'notify');
+	wait_drained($node, 'sender', 'deep');
 }
 $node->stop;
 done_testing();
