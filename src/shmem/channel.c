@@ -6,8 +6,9 @@
  * who reads a count before and writes it after the messages have gone out.
  * There is room for so many channels; then those give way that have not been
  * used for the longest time, and begin with another epoch when they are used
- * again.  The control lock protects all of it.  Workers; made by the
- * postmaster.
+ * again.  Each database has a share: who has more gives way to others, and
+ * nobody else does.  The control lock protects all of it.  Workers; made by
+ * the postmaster.
  */
 #include "postgres.h"
 
@@ -81,25 +82,58 @@ new_epoch(void)
 }
 
 /*
- * Make room: those go that were last used in the older half of the time since
- * the oldest use.  One at least, and as a rule many, so that it is not done for
- * each new channel when there are more than there is room for.
+ * Has a channel to give way where 'db' wants room?  A database that has its
+ * share takes it of its own channels, else of those who have more than theirs:
+ * there are such when all places are taken.
+ */
+static bool
+gives_way(const Channel *channel, const BatcherSharedDatabase *db, long share)
+{
+	const BatcherSharedDatabase *other;
+
+	if (db->nchannels >= share)
+		return memcmp(&channel->key.db, &db->key, sizeof(db->key)) == 0;
+	other = batcher_shmem_database_locked(channel->key.db);
+	return other == NULL || other->nchannels > share;
+}
+
+/* Take a channel away. */
+static void
+remove_channel(Channel *channel)
+{
+	BatcherSharedDatabase *db = batcher_shmem_database_locked(channel->key.db);
+
+	if (db)
+		db->nchannels--;
+	(void) hash_search(channels, &channel->key, HASH_REMOVE, NULL);
+}
+
+/*
+ * Make room for a channel of 'db': of those that have to give way those go that
+ * were last used in the older half of the time since the oldest use.  One at
+ * least, and as a rule many, so that it is not done for each new channel when
+ * there are more than there is room for.
  */
 static void
-evict_channels(TimestampTz now)
+evict_channels(const BatcherSharedDatabase *db, TimestampTz now)
 {
+	long		share = max_channels() / batcher_shmem_database_count();
 	HASH_SEQ_STATUS status;
 	TimestampTz oldest = now;
 	Channel    *channel;
 
 	hash_seq_init(&status, channels);
 	while ((channel = hash_seq_search(&status)) != NULL)
-		oldest = Min(oldest, channel->used_at);
+	{
+		if (gives_way(channel, db, share))
+			oldest = Min(oldest, channel->used_at);
+	}
 	hash_seq_init(&status, channels);
 	while ((channel = hash_seq_search(&status)) != NULL)
 	{
-		if (channel->used_at <= oldest + (now - oldest) / 2)
-			(void) hash_search(channels, &channel->key, HASH_REMOVE, NULL);
+		if (channel->used_at <= oldest + (now - oldest) / 2 &&
+			gives_way(channel, db, share))
+			remove_channel(channel);
 	}
 }
 
@@ -111,6 +145,7 @@ batcher_shmem_channel_read(BatcherDatabaseKey db, const char *name,
 						   uint64 *epoch, uint64 *seq)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	BatcherSharedDatabase *shared;
 	Channel    *channel;
 	ChannelKey	key;
 	bool		found;
@@ -118,15 +153,17 @@ batcher_shmem_channel_read(BatcherDatabaseKey db, const char *name,
 	make_key(&key, db, name);
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	channel = hash_search(channels, &key, HASH_FIND, &found);
-	if (channel == NULL)
+	shared = channel ? NULL : batcher_shmem_database_locked(db);
+	if (shared)
 	{
 		if (hash_get_num_entries(channels) >= max_channels())
-			evict_channels(now);
+			evict_channels(shared, now);
 		channel = hash_search(channels, &key, HASH_ENTER_NULL, &found);
 		if (channel)
 		{
 			channel->epoch = new_epoch();
 			channel->seq = 0;
+			shared->nchannels++;
 		}
 	}
 	*epoch = channel ? channel->epoch : new_epoch();
@@ -185,4 +222,21 @@ batcher_shmem_channel_renew(BatcherDatabaseKey db, const char *name)
 		}
 	}
 	LWLockRelease(&batcher_shared->lock);
+}
+
+/*
+ * Forget the channels of a database; the control lock is held exclusively.
+ */
+void
+batcher_shmem_channel_forget(BatcherDatabaseKey db)
+{
+	HASH_SEQ_STATUS status;
+	Channel    *channel;
+
+	hash_seq_init(&status, channels);
+	while ((channel = hash_seq_search(&status)) != NULL)
+	{
+		if (memcmp(&channel->key.db, &db, sizeof(db)) == 0)
+			(void) hash_search(channels, &channel->key, HASH_REMOVE, NULL);
+	}
 }

@@ -269,6 +269,7 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 		pg_atomic_init_u32(&db->gone, 0);
 		pg_atomic_init_u32(&db->uncommitted, 0);
 		pg_atomic_init_u32(&db->surveyed, 0);
+		db->nchannels = 0;
 	}
 	LWLockRelease(&batcher_shared->lock);
 	if (create && db == NULL)
@@ -278,6 +279,27 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 				 errhint("Increase \"%s\" and restart the server.",
 						 "batcher.max_queues")));
 	return db;
+}
+
+/*
+ * The shared state of a database, or NULL if there is none.  The control lock
+ * is held.
+ */
+BatcherSharedDatabase *
+batcher_shmem_database_locked(BatcherDatabaseKey key)
+{
+	Assert(LWLockHeldByMe(&batcher_shared->lock));
+	return hash_search(databases, &key, HASH_FIND, NULL);
+}
+
+/*
+ * How many databases there are.  The control lock is held.
+ */
+long
+batcher_shmem_database_count(void)
+{
+	Assert(LWLockHeldByMe(&batcher_shared->lock));
+	return hash_get_num_entries(databases);
 }
 
 /*
@@ -506,6 +528,7 @@ void
 batcher_shmem_database_remove(BatcherDatabaseKey key)
 {
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	batcher_shmem_channel_forget(key);
 	(void) hash_search(databases, &key, HASH_REMOVE, NULL);
 	LWLockRelease(&batcher_shared->lock);
 }

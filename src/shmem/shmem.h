@@ -75,6 +75,7 @@ typedef struct BatcherSharedDatabase
 	pg_atomic_uint32 uncommitted;
 	pg_atomic_uint32 surveyed;	/* a worker has looked through the spool since
 								 * the start of the server */
+	long		nchannels;		/* that are counted, see channel.c */
 } BatcherSharedDatabase;
 
 typedef struct BatcherQueueKey
@@ -393,6 +394,8 @@ extern void batcher_shmem_at_startup(void (*load) (void),
 
 extern BatcherSharedDatabase *batcher_shmem_database(BatcherDatabaseKey key,
 													 bool create);
+extern BatcherSharedDatabase *batcher_shmem_database_locked(BatcherDatabaseKey key);
+extern long batcher_shmem_database_count(void);
 extern BatcherSharedQueue *batcher_shmem_queue_locked(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue(BatcherQueueKey key);
 extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
@@ -420,6 +423,7 @@ extern void batcher_shmem_channel_write(BatcherDatabaseKey db,
 										uint64 seq);
 extern void batcher_shmem_channel_renew(BatcherDatabaseKey db,
 										const char *name);
+extern void batcher_shmem_channel_forget(BatcherDatabaseKey db);
 
 /* wake.c */
 extern void batcher_shmem_wake_proc(uint32 proc);

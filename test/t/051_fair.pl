@@ -115,5 +115,53 @@ $open->query_safe('COMMIT');
 $open->quit;
 cmp_ok(status('pending', 'memory'), '>', 6000, 'which keeps what it has');
 
+# A database that uses more channels than are counted leaves others theirs.
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+sql($node, q(
+SELECT batch_create_queue('loud', options => '{"notify_channel": "loud_{key}",
+	"max_batch_size": 20000, "flush_interval": "1 h"}')));
+$node->safe_psql(
+	'other', q(
+CREATE EXTENSION batcher;
+SELECT batch_create_queue('quiet', options => '{"notify_channel": "quiet_{topic}",
+	"flush_interval": "10 ms"}')));
+my $listener = $node->background_psql('other');
+$listener->query_safe("LISTEN quiet_$_") foreach 'before', 'after';
+
+# Send a message, and return its epoch and number.
+sub quiet_message
+{
+	my ($topic) = @_;
+
+	$node->safe_psql('other',
+		"SELECT batch_enqueue('quiet', '1', topic => '$topic')");
+	my ($message) = wait_messages($listener, 1);
+	return "$message->{epoch} $message->{seq}";
+}
+
+sub be_loud
+{
+	my ($from, $upto) = @_;
+
+	sql($node, qq(
+SELECT count(batch_enqueue('loud', '1', n::text)) FROM generate_series($from, $upto) n;
+SELECT batch_flush('loud')));
+	wait_sql($node, "SELECT messages_sent = $upto FROM batcher.stat_queue
+		WHERE queue = 'loud'");
+	return;
+}
+
+my ($epoch, $seq) = split / /, quiet_message('before');
+is($seq, '1', 'a message on a channel that nobody has used');
+be_loud(1, 17000);
+is(quiet_message('before'), "$epoch 2",
+	'its count goes on when another database has used thousands of others');
+my ($new_epoch) = split / /, quiet_message('after');
+be_loud(17001, 34000);
+is(quiet_message('before'), "$epoch 3", 'and on');
+is(quiet_message('after'), "$new_epoch 2",
+	'that of a channel too that came when there was no room');
+$listener->quit;
+
 $node->stop;
 done_testing();
