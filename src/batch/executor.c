@@ -61,7 +61,7 @@ typedef struct Statement
 
 struct BatcherExecutor
 {
-	MemoryContext cxt;			/* of this */
+	MemoryContext cxt;			/* of this, and above that of the row type */
 	BatcherRowType *row_type;	/* NULL: the rows are not typed */
 	char	   *target_name;	/* in the statements; NULL: no target */
 	List	   *statements;
@@ -380,6 +380,8 @@ get_executor(BatcherLaneView *view)
 	known = executor->row_type;
 	executor->row_type = NULL;	/* it may be freed, and what follows fail */
 	executor->row_type = look_at_types(view->def, known, &target_name);
+	if (executor->row_type)		/* so it goes with this, whatever fails */
+		MemoryContextSetParent(executor->row_type->cxt, executor->cxt);
 	if (executor->row_type != known ||
 		(target_name && executor->target_name &&
 		 strcmp(target_name, executor->target_name) != 0))
@@ -461,7 +463,6 @@ batcher_executor_reset(BatcherLaneView *view)
 		return;
 	view->executor = NULL;
 	drop_statements(executor);
-	batcher_row_type_free(executor->row_type);
 	MemoryContextDelete(executor->cxt);
 }
 

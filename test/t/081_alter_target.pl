@@ -125,4 +125,44 @@ is(worker_pid($node), $pid, 'the worker goes on');
 is(sql($node, 'SELECT count(*) FROM batcher.dead_letter'),
 	'2', 'no other dead letters');
 
+# --- flushes that wait in vain for the target leave nothing behind ---
+
+# How many row types the worker remembers.
+sub count_row_types
+{
+	my $position = log_position($node);
+
+	sql($node, "SELECT pg_log_backend_memory_contexts($pid)");
+	$node->wait_for_log(qr/Grand total/, $position);
+	return scalar(() =
+		  slurp_file($node->logfile, $position) =~ /batcher row type:/g);
+}
+
+sql(
+	$node, q(
+CREATE TABLE kept (id int);
+SELECT batch_create_queue('waits', target => 'kept', options =>
+	'{"flush_timeout": "50 ms", "retry_delay": "10 ms",
+		"breaker_threshold": 1000000}');
+SELECT batch_enqueue('waits', '{"id": 0}')));
+wait_sql($node, 'SELECT count(*) = 1 FROM kept');
+my $row_types = count_row_types();
+cmp_ok($row_types, '>', 0, 'the worker remembers row types');
+my $locker = $node->background_psql('postgres');
+foreach my $round (1 .. 3)
+{
+	my $failed = q(SELECT batches_failed FROM batcher.stat_queue
+WHERE queue = 'waits');
+	my $before = sql($node, $failed);
+
+	$locker->query_safe('BEGIN; LOCK TABLE kept IN SHARE MODE');
+	sql($node, qq(SELECT batch_enqueue('waits', '{"id": $round}')));
+	wait_sql($node, "SELECT ($failed) > $before");
+	$locker->query_safe('COMMIT');
+	wait_sql($node, "SELECT count(*) = 1 + $round FROM kept");
+}
+$locker->quit;
+is(count_row_types(), $row_types, 'and no more after flushes that failed');
+is(worker_pid($node), $pid, 'the worker goes on');
+
 done_testing();
