@@ -8,10 +8,10 @@ CREATE DOMAIN er_code AS text CHECK (VALUE ~ '^[A-Z]+$');
 CREATE TABLE er_source (
     b boolean, i2 smallint, i4 int, i8 bigint, n numeric, f4 float4, f8 float8, t text, v varchar(10), c char(4), by bytea,
     d date, ts timestamp, tz timestamptz, tm time, iv interval, u uuid, m money, net inet, j json, jb jsonb, r int4range, tr tstzrange,
-    ia int[], ta text[], ja jsonb[], za timestamptz[], p er_pair, pa er_pair[], code er_code, oid regclass, bits varbit, x xml);
+    ia int[], ta text[], ja jsonb[], za timestamptz[], p er_pair, pa er_pair[], code er_code, oid regclass, bits varbit);
 CREATE TABLE er_out (LIKE er_source);
 SELECT batch_create_queue('er', 'INSERT INTO er_out SELECT b, i2, i4, i8, n, f4, f8, t, v, c, by, d, ts, tz, tm, iv, u, m, net, j, jb, r, tr,
-        ia, ta, ja, za, p, pa, code, oid, bits, x FROM batch ORDER BY batch_pos',
+        ia, ta, ja, za, p, pa, code, oid, bits FROM batch ORDER BY batch_pos',
     row_type => 'er_source', options => '{"flush_interval": "1 h", "max_attempts": 1}');
 -- Settings of the session do not change what a value is.
 SET datestyle = 'German';
@@ -23,10 +23,10 @@ INSERT INTO er_source VALUES
     (true, 1, -2, 9223372036854775807, 123456789.1234567890, 0.1, 0.1, 'text "quoted" \ é', 'v', 'c', '\x00ff41', '2024-02-29',
      '2024-02-29 12:34:56.789', '2024-02-29 12:34:56.789+05', '12:34:56', '-1 day -02:03:04', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '12.34',
      '10.0.0.1/8', '{"a": 1}', '{"b": [1, {"c": null}]}', '[1,5)', '[2024-01-01 00:00+00,infinity)', '{1,NULL,3}', '{{a,b},{"c,d",NULL}}',
-     '{"[1, 2]","3"}', '{"2024-01-01 00:00+00"}', '(1,"a b")', '{"(2,x)",NULL}', 'ABC', 'pg_class', '1011', '<a/>'),
+     '{"[1, 2]","3"}', '{"2024-01-01 00:00+00"}', '(1,"a b")', '{"(2,x)",NULL}', 'ABC', 'pg_class', '1011'),
     (false, 0, 0, 0, 'NaN', '-0', 'Infinity', '', '', '', '', 'infinity', '-infinity', '0044-03-15 00:00:00+00 BC', '24:00', '1 mon', NULL, '-1',
-     '::1', 'null', '"text"', 'empty', NULL, '[0:1]={5,6}', '{}', '{}', '{}', '(,)', '{}', NULL, '0', '', ''),
-    (NULL, NULL, NULL, NULL, 'Infinity', 1e-30, 1.7976931348623157e308, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+     '::1', 'null', '"text"', 'empty', NULL, '[0:1]={5,6}', '{}', '{}', '{}', '(,)', '{}', NULL, '0', ''),
+    (NULL, NULL, NULL, NULL, 'Infinity', 1e-30, 1.7976931348623157e308, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 SELECT count(batch_enqueue_row('er', s)) FROM er_source s;
 RESET datestyle;
 RESET timezone;
