@@ -376,13 +376,37 @@ push_column(JsonbParseState **state, const BatcherColumn *column,
 		batcher_row_json_push(state, WJB_VALUE, value, isnull, type, true);
 }
 
+/* Refuse a record of which two columns have one name. */
+static void
+check_names(TupleDesc desc)
+{
+	int			i;
+	int			j;
+
+	for (i = 0; i < desc->natts; i++)
+	{
+		for (j = 0; j < i; j++)
+		{
+			Form_pg_attribute a = TupleDescAttr(desc, i);
+			Form_pg_attribute b = TupleDescAttr(desc, j);
+
+			if (!a->attisdropped && !b->attisdropped &&
+				strcmp(NameStr(a->attname), NameStr(b->attname)) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_COLUMN),
+						 errmsg("row has more than one column \"%s\"",
+								NameStr(a->attname))));
+		}
+	}
+}
+
 /*
  * The payload of a record that is enqueued into a typed queue: an object of
  * its columns by their names.  The values of an anonymous ROW(...), whose
  * columns have no names of their own, go by their position.  What the target
  * computes itself is left out, because a record cannot leave it out.
  * 'row_type' is NULL if the type is gone.  Errors: 42804 an anonymous row
- * that does not fit.
+ * that does not fit, 42701.
  */
 Jsonb *
 batcher_row_json_record(Datum record, BatcherRowType *row_type,
@@ -397,6 +421,7 @@ batcher_row_json_record(Datum record, BatcherRowType *row_type,
 	bool	   *nulls = palloc_array(bool, Max(desc->natts, 1));
 	bool		anonymous = row_type != NULL && desc->tdtypeid == RECORDOID;
 	JsonbValue *object;
+	int			n = 0;
 	int			i;
 
 	for (i = 0; anonymous && i < desc->natts; i++)
@@ -429,11 +454,14 @@ batcher_row_json_record(Datum record, BatcherRowType *row_type,
 			continue;
 		column = row_type ? batcher_row_type_column(row_type, name,
 													strlen(name)) : NULL;
-		if (column == NULL || column->use == BATCHER_COLUMN_FREE)
-			push_column(&state, column, name, values[i], nulls[i],
-						att->atttypid);
+		if (column && column->use != BATCHER_COLUMN_FREE)
+			continue;
+		push_column(&state, column, name, values[i], nulls[i], att->atttypid);
+		n++;
 	}
 	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	if (object->val.object.nPairs < n)
+		check_names(desc);
 	ReleaseTupleDesc(desc);
 	return JsonbValueToJsonb(object);
 }

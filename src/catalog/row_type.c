@@ -352,7 +352,8 @@ require_object(Jsonb *payload)
 }
 
 /*
- * The value of one column of a payload; null where it does not name it.
+ * The value of one column of a payload; null where it does not name it.  Unless
+ * the target has a default then, its domain may refuse that.
  */
 Datum
 batcher_row_type_read_column(BatcherRowType *row_type, int column,
@@ -361,9 +362,13 @@ batcher_row_type_read_column(BatcherRowType *row_type, int column,
 	JsonbValue	member;
 
 	require_object(payload);
-	*isnull = true;
 	if (!get_member(&row_type->columns[column], payload, &member))
-		return (Datum) 0;
+	{
+		*isnull = true;
+		if (OidIsValid(row_type->target))
+			return (Datum) 0;
+		member.type = jbvNull;
+	}
 	return read_member(row_type, &row_type->columns[column], payload, &member,
 					   isnull);
 }

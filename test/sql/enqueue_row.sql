@@ -56,6 +56,7 @@ SELECT key, topic, priority, payload FROM batcher.pending WHERE queue = 'er smal
 SELECT batch_enqueue_row('er small', ROW(3, 'bare'));
 SELECT batch_enqueue_row('er small', s) FROM (SELECT 1 AS id, 2 AS other) s;
 SELECT batch_enqueue_row('er small', s) FROM (SELECT 'x' AS id) s;
+SELECT batch_enqueue_row('er small', s) FROM (SELECT 1 AS id, 'x' AS name, 2 AS id) s;
 SELECT batch_enqueue_row('er small', NULL);
 SELECT batch_enqueue_row(NULL, ROW(1));
 SELECT batch_enqueue_row('er none', ROW(1));

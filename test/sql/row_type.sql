@@ -46,6 +46,21 @@ SELECT payload, sqlstate, message, context FROM batcher.dead_letter WHERE queue 
 SELECT batch_purge_dead('ty');
 TRUNCATE ty_out;
 
+-- A domain that is not null wants a value, named or not.
+CREATE DOMAIN ty_given AS int NOT NULL;
+CREATE TYPE ty_strict AS (id int, given ty_given);
+SELECT batch_create_queue('ty strict', 'INSERT INTO ty_out (id, n) SELECT id, given FROM batch',
+    row_type => 'ty_strict', options => '{"flush_interval": "1 h", "max_attempts": 1}');
+SELECT batch_enqueue('ty strict', '{"id": 1}') > 0 AS has_ticket, batch_enqueue('ty strict', '{"id": 2, "given": null}') > 0 AS has_ticket,
+       batch_enqueue('ty strict', '{"id": 3, "given": 3}') > 0 AS has_ticket;
+SELECT batch_flush('ty strict');
+SELECT id, n FROM ty_out;
+SELECT payload, sqlstate, message, context FROM batcher.dead_letter WHERE queue = 'ty strict' ORDER BY ticket;
+SELECT batch_drop_queue('ty strict', true);
+DROP TYPE ty_strict;
+DROP DOMAIN ty_given;
+TRUNCATE ty_out;
+
 -- A date means what the session says that enqueues.
 SET datestyle = 'SQL, DMY';
 SET timezone = 'Etc/GMT-3';
