@@ -1,4 +1,4 @@
-# M2: a key that comes again and again while nothing is flushed takes bounded
+# M2.4: a key that comes again and again while nothing is flushed takes bounded
 # memory, where memory is all that has its rows.
 
 use strict;
