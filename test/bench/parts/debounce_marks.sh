@@ -3,13 +3,13 @@
 # Sessions enqueue 100 marks a transaction, at a rate of 100,000 marks a second
 # in all, into a queue that is not durable, key_policy last: with a debounce of
 # 200 ms and max_wait 5 s, or with a window of 200 ms.  The worker's CPU is told
-# as a part of one core, and how many rows were settled by the end.
+# in percent of one core, and how many rows waited at the end.
 #
 # BENCH_MARKS   marks a second (100000)
 
 MARKS=${BENCH_MARKS:-100000}
 
-# debounce_marks_run KIND OPTIONS: one run; adds KIND_core and KIND_rate.
+# debounce_marks_run KIND OPTIONS: one run; adds KIND_core, KIND_marks and KIND_waiting.
 debounce_marks_run()
 {
 	local kind=$1 pid before begin after
@@ -23,7 +23,7 @@ debounce_marks_run()
 	pgbench_must marks -c 2 -j 1 -T "$RUN_SECONDS" -R $((MARKS / 100))
 	after=$(cpu_seconds "$pid")
 	add "${kind}_core" "$(awk -v b="$before" -v a="$after" -v t0="$begin" \
-		-v t1="$(date +%s.%N)" 'BEGIN { printf "%.3f", (a - b) / (t1 - t0) }')"
+		-v t1="$(date +%s.%N)" 'BEGIN { printf "%.1f", (a - b) * 100 / (t1 - t0) }')"
 	add "${kind}_marks" "$(query "SELECT round(rows_enqueued / $RUN_SECONDS)
 		FROM batcher.stat_queue WHERE queue = 'marks'")"
 	add "${kind}_waiting" "$(query "SELECT pending FROM batcher.status
@@ -51,11 +51,11 @@ bench_debounce_marks()
 		debounce_marks_run debounce '"debounce": "200 ms", "max_wait": "5 s"'
 	done
 	for kind in window debounce; do
-		echo "debounce_marks_${kind}_core=$(middle "${kind}_core")"
+		echo "debounce_marks_${kind}_core_percent=$(middle "${kind}_core")"
 		echo "debounce_marks_${kind}_per_s=$(middle "${kind}_marks")"
 		echo "debounce_marks_${kind}_waiting=$(middle "${kind}_waiting")"
 	done
-	echo "# at most 0.2"
-	echo "debounce_marks_added_core=$(awk -v a="$(middle debounce_core)" \
-		-v b="$(middle window_core)" 'BEGIN { printf "%.3f", a - b }')"
+	echo "# at most 20"
+	echo "debounce_marks_added_percent=$(awk -v a="$(middle debounce_core)" \
+		-v b="$(middle window_core)" 'BEGIN { printf "%.1f", a - b }')"
 }
