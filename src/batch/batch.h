@@ -204,10 +204,13 @@ extern void batcher_breaker_note_failure(BatcherLaneView *view,
 
 /* failure.c */
 extern BatcherFault batcher_failure_fault(const ErrorData *error);
+extern const char *batcher_failure_text(const ErrorData *error,
+										BatcherFault fault);
 extern bool batcher_failure_note(BatcherLaneView *view, const char *sqlstate,
 								 const char *message);
 extern void batcher_failure_note_row(BatcherLaneView *view,
-									 const ErrorData *error);
+									 const ErrorData *error,
+									 BatcherFault fault);
 extern void batcher_failure_step(BatcherLaneView *view, BatcherStep step,
 								 int nrows);
 extern void batcher_failure_whole_passed(BatcherLaneView *view);
@@ -282,6 +285,7 @@ extern List *batcher_insert_steps(const BatcherQueueDef *def,
 								  BatcherRowType *row_type,
 								  BatcherBatch *batch);
 extern Bitmapset *batcher_insert_all_columns(const BatcherQueueDef *def,
+											 const char *target_name,
 											 const BatcherRowType *row_type);
 extern char *batcher_insert_sql(const BatcherQueueDef *def,
 								const char *target_name,

@@ -222,6 +222,21 @@ batcher_executor_refuse_temporary(struct _SPI_plan *plan, const char *what)
 }
 
 /*
+ * A target or a row type is gone; 'name' is one that it had: another object may
+ * have that by now.
+ */
+static void
+report_dropped(const BatcherQueueDef *def, const char *what, const char *name,
+			   int sqlstate)
+{
+	ereport(ERROR,
+			(errcode(sqlstate),
+			 errmsg("%s of queue \"%s\" was dropped", what, def->name),
+			 errdetail("Its name was %s.", name),
+			 errhint("Use batch_alter_queue to give the queue another one.")));
+}
+
+/*
  * What the rows of a typed queue are now.  The target is locked, so that it
  * stays what it is until the end of the transaction; its name goes into
  * 'target_name'.  'known' as in batcher_row_type_refresh.  Errors: 42P01,
@@ -242,21 +257,15 @@ look_at_types(const BatcherQueueDef *def, BatcherRowType *known,
 			LockRelationOid(def->target, RowExclusiveLock);
 		*target_name = batcher_named_relation(def->target);
 		if (*target_name == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_TABLE),
-					 errmsg("target %s of queue \"%s\" does not exist",
-							def->target_name, def->name),
-					 errhint("Use batch_alter_queue to give it another one.")));
+			report_dropped(def, "target", def->target_name,
+						   ERRCODE_UNDEFINED_TABLE);
 	}
 	row_type = batcher_row_type_refresh(known, batcher_named_row_type(def),
 										def->target_name ? def->target :
 										InvalidOid, false);
 	if (row_type == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("row type %s of queue \"%s\" does not exist",
-						def->row_type_name, def->name),
-				 errhint("Use batch_alter_queue to give it another one.")));
+		report_dropped(def, "row type", def->row_type_name,
+					   ERRCODE_UNDEFINED_OBJECT);
 	return row_type;
 }
 
@@ -307,7 +316,8 @@ batcher_executor_check(const BatcherQueueDef *def)
 	desc = batcher_relation_desc(row_type);
 	if (target_name)
 		sql = batcher_insert_sql(def, target_name, row_type,
-								 batcher_insert_all_columns(def, row_type));
+								 batcher_insert_all_columns(def, target_name,
+															row_type));
 	if (sql || def->options.notify_sql)
 	{
 		SPI_connect();

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "batch/batch.h"
+#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 
 /* Flushing counts as degraded for so long after the last sign of it, in ms. */
@@ -75,6 +76,31 @@ batcher_failure_fault(const ErrorData *error)
 }
 
 /*
+ * What an error says, for the views, in the current context.  Where the
+ * definition is at fault, or what it uses, somebody has to mend that: what the
+ * server knows of it goes with it.  What is said of a row is in its dead letter.
+ */
+const char *
+batcher_failure_text(const ErrorData *error, BatcherFault fault)
+{
+	StringInfoData s;
+
+	if (error == NULL || error->message == NULL)
+		return "no reason is known";
+	if ((fault != BATCHER_FAULT_DEFINITION &&
+		 fault != BATCHER_FAULT_STATEMENT) ||
+		(error->detail == NULL && error->hint == NULL))
+		return error->message;
+	initStringInfo(&s);
+	appendStringInfo(&s, "%s.", error->message);
+	if (error->detail)
+		appendStringInfo(&s, " %s", error->detail);
+	if (error->hint)
+		appendStringInfo(&s, " %s", error->hint);
+	return s.data;
+}
+
+/*
  * Remember the last error of a queue for the views.  True if it should be
  * logged: it is the first since a flush succeeded, or of another kind than
  * the one before.
@@ -107,16 +133,16 @@ batcher_failure_note(BatcherLaneView *view, const char *sqlstate,
  * yet.
  */
 void
-batcher_failure_note_row(BatcherLaneView *view, const ErrorData *error)
+batcher_failure_note_row(BatcherLaneView *view, const ErrorData *error,
+						 BatcherFault fault)
 {
-	const char *message = error->message ? error->message : "";
-
 	if (batcher_failure_note(view, unpack_sql_state(error->sqlerrcode),
-							 message))
+							 batcher_failure_text(error, fault)))
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
 				 errmsg("queue \"%s\": a row failed: %s",
-						view->def->name, message),
+						view->def->name,
+						error->message ? error->message : ""),
 				 error->detail ? errdetail_internal("%s", error->detail) : 0,
 				 error->context ? errcontext("%s", error->context) : 0));
 }

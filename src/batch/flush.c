@@ -232,11 +232,11 @@ recover_from_failure(BatcherLaneView *view, MemoryContext cxt,
 	error = CopyErrorData();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
+	*fault = batcher_failure_fault(error);
 	if (batcher_failure_note(view, unpack_sql_state(error->sqlerrcode),
-							 error->message ? error->message : ""))
+							 batcher_failure_text(error, *fault)))
 		EmitErrorReport();
 	FlushErrorState();
-	*fault = batcher_failure_fault(error);
 	batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(cxt);
@@ -298,12 +298,6 @@ try_batch(Try *t)
 	return result;
 }
 
-static const char *
-error_message(const ErrorData *error)
-{
-	return error && error->message ? error->message : "no reason is known";
-}
-
 /* No row has passed: that counts for the breaker. */
 static void
 note_failed_flush(BatcherLaneView *view, const char *message)
@@ -336,7 +330,7 @@ static void
 note_given_up(Try *t, bool counts)
 {
 	BatcherLaneView *view = t->view;
-	const char *message = error_message(t->error);
+	const char *message = batcher_failure_text(t->error, t->fault);
 
 	if (t->batch->reason == BATCHER_REASON_PURGE)
 	{
@@ -387,7 +381,7 @@ isolate_batch(Try *t)
 	}
 	else if (result == FLUSH_DONE && t->batch->nflushed == 0 &&
 			 t->batch->nrows > 0 && counts)
-		note_failed_flush(t->view, error_message(error));
+		note_failed_flush(t->view, batcher_failure_text(error, fault));
 	return result;
 }
 

@@ -92,7 +92,7 @@ has_names(const BatcherRowType *row_type, const Bitmapset *columns,
 
 /* Refuse a target whose rows cannot be updated on conflict. */
 static void
-check_update(const BatcherQueueDef *def, List *names)
+check_update(const BatcherQueueDef *def, const char *target_name, List *names)
 {
 	char		kind = get_rel_relkind(def->target);
 
@@ -100,13 +100,13 @@ check_update(const BatcherQueueDef *def, List *names)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("option \"on_conflict\" cannot be \"update\" for target %s of queue \"%s\"",
-						def->target_name, def->name),
+						target_name, def->name),
 				 errdetail("It is a view or a foreign table.")));
 	if (names == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
 				 errmsg("option \"on_conflict\" cannot be \"update\" for target %s of queue \"%s\"",
-						def->target_name, def->name),
+						target_name, def->name),
 				 errdetail("It has no primary key that is not deferrable."),
 				 errhint("Add a primary key, or give a statement as \"flush_sql\".")));
 }
@@ -117,6 +117,7 @@ check_update(const BatcherQueueDef *def, List *names)
  */
 Bitmapset *
 batcher_insert_all_columns(const BatcherQueueDef *def,
+						   const char *target_name,
 						   const BatcherRowType *row_type)
 {
 	Bitmapset  *columns = NULL;
@@ -130,7 +131,7 @@ batcher_insert_all_columns(const BatcherQueueDef *def,
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("target %s of queue \"%s\" has no column \"%s\"",
-							def->target_name, def->name, column->name),
+							target_name, def->name, column->name),
 					 errdetail("The row type has one.")));
 		if (column->use == BATCHER_COLUMN_FREE)
 			columns = bms_add_member(columns, i);
@@ -186,7 +187,7 @@ batcher_insert_sql(const BatcherQueueDef *def, const char *target_name,
 	ListCell   *lc;
 
 	if (update)
-		check_update(def, names);
+		check_update(def, target_name, names);
 	initStringInfo(&s);
 	appendStringInfo(&s, "INSERT INTO %s ", target_name);
 	if (!bms_is_empty(columns))

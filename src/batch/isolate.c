@@ -137,7 +137,7 @@ piece_failed(BatcherIsolation *iso, ErrorData *error, BatcherFault fault)
 	{
 		iso->first_error = error;
 		iso->first_fault = fault;
-		batcher_failure_note_row(iso->view, error);
+		batcher_failure_note_row(iso->view, error, fault);
 	}
 	if (fault == BATCHER_FAULT_DEFINITION)
 		iso->broken = true;

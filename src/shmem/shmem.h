@@ -136,7 +136,7 @@ typedef enum BatcherBreakerState
 #define BATCHER_PROBATION_UNKNOWN	PG_UINT32_MAX
 
 /* The last error of a queue, as the views show it. */
-#define BATCHER_ERROR_MAX	256
+#define BATCHER_ERROR_MAX	512
 
 /* Why the batches of an adaptive queue have the size that they have. */
 #define BATCHER_REASON_MAX	128

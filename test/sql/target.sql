@@ -71,7 +71,9 @@ SELECT queue, target FROM batcher.queue WHERE queue = 'ta';
 SELECT batch_enqueue('ta', '{"id": 4}') > 0 AS has_ticket;
 DROP TABLE ta_other."ta ""renamed";
 SELECT batch_flush('ta');
-SELECT breaker_state, breaker_reason LIKE 'target % of queue "ta" does not exist' AS named FROM batcher.status WHERE queue = 'ta';
+SELECT breaker_state, breaker_reason LIKE 'target of queue "ta" was dropped. Its name was %. Use batch_alter_queue to give the queue another one.' AS named,
+       last_error = breaker_reason AS same
+    FROM batcher.status WHERE queue = 'ta';
 CREATE TABLE ta_next (id int, b text DEFAULT 'next');
 SELECT batch_alter_queue('ta', target => 'ta_next');
 SELECT batch_flush('ta') >= 0 AS done;
@@ -135,6 +137,28 @@ SELECT batch_create_queue('ta bad', target => 'ta_statement_n_seq');
 SELECT batch_create_queue('ta bad', target => '4294967295');
 CREATE TEMP TABLE ta_temp (id int);
 SELECT batch_create_queue('ta bad', target => 'ta_temp');
+
+-- Messages call the target by its name of today, and tell what the error says
+-- beyond its message.
+CREATE TABLE ta_first (id int PRIMARY KEY, b text);
+SELECT batch_create_queue('ta name', target => 'ta_first', options => '{"flush_interval": "1 h", "on_conflict": "update"}');
+SELECT batch_enqueue('ta name', '{"id": 1}') > 0 AS has_ticket;
+SELECT batch_flush('ta name');
+ALTER TABLE ta_first RENAME TO ta_second;
+CREATE TABLE ta_first (id int);
+ALTER TABLE ta_second DROP CONSTRAINT ta_first_pkey;
+SELECT batch_enqueue('ta name', '{"id": 2}') > 0 AS has_ticket;
+SELECT batch_flush('ta name');
+SELECT breaker_reason FROM batcher.status WHERE queue = 'ta name';
+SELECT last_error FROM batcher.stat_queue WHERE queue = 'ta name';
+SELECT batch_alter_queue('ta name', '{"on_conflict": "error"}');
+SELECT batch_flush('ta name') >= 0 AS done;
+SELECT batch_enqueue('ta name', '{"id": 3}') > 0 AS has_ticket;
+DROP TABLE ta_second;
+SELECT batch_flush('ta name');
+SELECT breaker_reason LIKE 'target of queue "ta name" was dropped. %' AS told FROM batcher.status WHERE queue = 'ta name';
+SELECT batch_drop_queue('ta name', true);
+DROP TABLE ta_first;
 
 -- The insert has the rights of the queue's owner and no others: on columns, by
 -- policies; what runs in it runs as the owner, and not when a row is enqueued.

@@ -97,7 +97,7 @@ arm($node, 'statement=wait');
 sql($node, q(SELECT batch_enqueue('q', '{"id": 8}')));
 wait_point($node, 'statement');
 sql($node, 'DROP TABLE renamed');
-release_until($node, 'statement', q(SELECT breaker_state = 'open' AND breaker_reason ~ 'target .* does not exist'
+release_until($node, 'statement', q(SELECT breaker_state = 'open' AND breaker_reason ~ 'target .* was dropped'
 		FROM batcher.status));
 is(sql($node, 'SELECT payload FROM batcher.pending'),
 	'{"id": 8}', 'the row waits');
