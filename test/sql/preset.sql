@@ -66,7 +66,7 @@ SELECT batch_wait('pr', :ticket);
 SELECT batches_by_time, rows_flushed FROM batcher.stat_queue WHERE queue = 'pr';
 
 -- M5.1: a flush at 857 rows or after 10 ms, whichever comes first.
-SELECT batch_alter_queue('pr', '{"preset": "large", "flush_interval": "1 h"}');
+SELECT batch_alter_queue('pr', '{"preset": "large", "adaptive": false, "flush_interval": "1 h"}');
 SELECT batch_reset_stats('pr');
 SELECT max(batch_enqueue('pr', to_jsonb(g))) AS ticket FROM generate_series(1, 856) AS g \gset
 SELECT batch_wait('pr', :ticket, '300 ms');
