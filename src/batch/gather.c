@@ -266,8 +266,6 @@ static bool
 comes_first(BatcherUnit *unit, const BatcherUnit *other, TimestampTz now,
 			const BatcherLimits *limits)
 {
-	if (unit->npriority == 0)
-		return false;			/* to be found first */
 	unit->time = unit->oldest_at;
 	if (is_aged(other, now, limits))
 		return batcher_unit_compare_age(unit, other) > 0;

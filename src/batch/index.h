@@ -47,6 +47,17 @@ typedef enum BatcherPlace
 } BatcherPlace;
 
 /*
+ * The highest priority of the ready rows of a unit once those of a higher one
+ * have left, and how many of the former have it.
+ */
+typedef struct BatcherLevel
+{
+	dlist_node	node;
+	int32		priority;
+	int			nrows;
+} BatcherLevel;
+
+/*
  * Rows that leave one after the other.  Those before 'barrier' are ready.
  */
 typedef struct BatcherUnit
@@ -62,7 +73,10 @@ typedef struct BatcherUnit
 								 * batch of their own */
 	int			nalone;			/* of these, the latter */
 	int32		priority;		/* the highest of these */
-	int			npriority;		/* how many have it; 0: it is to be found */
+	int			npriority;		/* how many have it */
+	dlist_head	lower;			/* levels that come then, falling: only rows
+								 * behind which none of a higher priority is
+								 * ready are in one */
 	TimestampTz oldest_at;		/* the oldest commit of these */
 	TimestampTz newest_at;		/* and the newest */
 	TimestampTz held_at;		/* the oldest commit of those that an undecided

@@ -169,24 +169,81 @@ forget_held(BatcherUnit *unit)
 	unit->held_at = BATCHER_NEVER;
 }
 
-/* Find the highest priority of the rows that are ready. */
-static void
-find_priority(BatcherUnit *unit)
+static BatcherLevel *
+make_level(BatcherIndex *index, int32 priority, int nrows)
 {
-	BatcherRef *ref;
+	BatcherLevel *level = MemoryContextAlloc(index->cxt, sizeof(BatcherLevel));
 
-	for (ref = unit->head; ref != unit->barrier; ref = ref->next)
+	level->priority = priority;
+	level->nrows = nrows;
+	return level;
+}
+
+static void
+free_level(BatcherLevel *level)
+{
+	dlist_delete(&level->node);
+	pfree(level);
+}
+
+/* A row of this priority is ready, after those that were. */
+static void
+add_priority_last(BatcherIndex *index, BatcherUnit *unit, int32 priority)
+{
+	while (!dlist_is_empty(&unit->lower))
 	{
-		int32		priority = batcher_row_priority(ref->row);
+		BatcherLevel *level = dlist_tail_element(BatcherLevel, node,
+												 &unit->lower);
 
-		if (unit->npriority == 0 || priority > unit->priority)
+		if (level->priority > priority)
+			break;
+		if (level->priority == priority)
 		{
-			unit->priority = priority;
-			unit->npriority = 1;
+			level->nrows++;
+			return;
 		}
-		else if (priority == unit->priority)
-			unit->npriority++;
+		free_level(level);		/* never the highest: this row outstays it */
 	}
+	if (unit->npriority == 0 || priority > unit->priority)
+	{
+		unit->priority = priority;
+		unit->npriority = 1;
+	}
+	else if (priority == unit->priority)
+		unit->npriority++;
+	else
+		dlist_push_tail(&unit->lower, &make_level(index, priority, 1)->node);
+}
+
+/* The same, before those that were. */
+static void
+add_priority_first(BatcherIndex *index, BatcherUnit *unit, int32 priority)
+{
+	if (unit->npriority > 0 && priority < unit->priority)
+		return;					/* it leaves before they do */
+	if (unit->npriority > 0 && priority > unit->priority)
+	{
+		dlist_push_head(&unit->lower, &make_level(index, unit->priority,
+												  unit->npriority)->node);
+		unit->npriority = 0;
+	}
+	unit->priority = priority;
+	unit->npriority++;
+}
+
+/* The first ready row, of this priority, is not any more. */
+static void
+remove_priority(BatcherUnit *unit, int32 priority)
+{
+	BatcherLevel *level;
+
+	if (priority < unit->priority || --unit->npriority > 0 ||
+		dlist_is_empty(&unit->lower))
+		return;
+	level = dlist_head_element(BatcherLevel, node, &unit->lower);
+	unit->priority = level->priority;
+	unit->npriority = level->nrows;
+	free_level(level);
 }
 
 /*
@@ -266,8 +323,6 @@ batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit)
 	}
 	if (!(unit->head->chunk->flags & BATCHER_CHUNK_SEEN))
 		return;					/* it is undecided */
-	if (unit->npriority == 0)
-		find_priority(unit);
 	retry_at = unit_retry_at(view, unit);
 	if (retry_at != BATCHER_NO_RETRY)
 	{
@@ -316,13 +371,10 @@ count_ready(BatcherLaneView *view, BatcherUnit *unit, BatcherRef *ref,
 {
 	int32		priority = batcher_row_priority(ref->row);
 
-	if (unit->nready == 0 || priority > unit->priority)
-	{
-		unit->priority = priority;
-		unit->npriority = 1;
-	}
-	else if (priority == unit->priority && unit->npriority > 0)
-		unit->npriority++;
+	if (is_last)
+		add_priority_last(view->index, unit, priority);
+	else
+		add_priority_first(view->index, unit, priority);
 	if (is_last || unit->nready == 0)
 		unit->last = ref;
 	if (unit->nready == 0)
@@ -338,11 +390,19 @@ static void
 uncount_ready(BatcherLaneView *view, BatcherUnit *unit, const BatcherRef *ref)
 {
 	unit->nready--;
-	if (batcher_row_priority(ref->row) == unit->priority && unit->npriority > 0)
-		unit->npriority--;
+	remove_priority(unit, batcher_row_priority(ref->row));
 	count_urgent(view, unit, ref->row, -1);
 	if (unit->nready > 0)
 		unit->oldest_at = unit->head->chunk->committed_at;
+}
+
+/* None of the rows of a unit that was taken off is ready. */
+static void
+reset_ready(BatcherUnit *unit)
+{
+	unit->nready = unit->nurgent = unit->nalone = unit->npriority = 0;
+	while (!dlist_is_empty(&unit->lower))
+		free_level(dlist_head_element(BatcherLevel, node, &unit->lower));
 }
 
 /*
@@ -581,7 +641,7 @@ batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref)
 	{
 		/* the others are counted again when this is gone */
 		unit->barrier = ref;
-		unit->nready = unit->nurgent = unit->nalone = unit->npriority = 0;
+		reset_ready(unit);
 	}
 	else
 		count_ready(view, unit, ref, false);
@@ -623,7 +683,7 @@ batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk, BatcherRow *row)
 		return;
 	batcher_unit_take_off(view->index, unit);
 	unit->split = true;
-	unit->nready = unit->nurgent = unit->nalone = unit->npriority = 0;
+	reset_ready(unit);
 	unit->barrier = unit->head;
 	advance_barrier(view, unit);
 	batcher_unit_put(view, unit);
