@@ -83,7 +83,8 @@ typedef struct BatcherUnit
 								 * barrier holds back, 0 if one is immediate */
 	BatcherPlace place;
 	int			weight;			/* counted in the index's 'nready' */
-	bool		split;			/* its rows are not merged, because that failed */
+	uint64		split_below;	/* its rows in chunks with a smaller number are
+								 * not merged, because that failed; 0: none */
 	bool		swept;			/* it is due because of max_wait */
 	TimestampTz time;			/* when it began to wait, or is tried again */
 	pairingheap_node by_time;

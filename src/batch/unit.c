@@ -56,7 +56,7 @@ batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row)
 bool
 batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit)
 {
-	return unit->id.class == BATCHER_UNIT_KEY && !unit->split &&
+	return unit->id.class == BATCHER_UNIT_KEY && unit->split_below == 0 &&
 		view->def->options.key_policy != BATCHER_KEYS_ALL;
 }
 
@@ -596,6 +596,14 @@ batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
 		note_held(view, unit, chunk, row);
 }
 
+/* Have the rows left that are not to be merged? */
+static bool
+is_behind_split(const BatcherUnit *unit)
+{
+	return unit->split_below != 0 && unit->head && unit->head->chunk &&
+		unit->head->chunk->number >= unit->split_below;
+}
+
 /*
  * Take the first row out of a unit that was taken off; it is ready, or is to
  * be tried again.
@@ -604,18 +612,21 @@ BatcherRef *
 batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit)
 {
 	BatcherRef *ref = unit->head;
+	bool		advances = unit->barrier == ref;
 
 	Assert(unit->place == BATCHER_PLACE_NONE);
-	if (unit->barrier == ref)
-	{
+	if (advances)
 		unit->barrier = ref->next;
-		unlink_head(unit);
-		if (unit->barrier)
-			advance_barrier(view, unit);
-		return ref;
-	}
 	unlink_head(unit);
-	uncount_ready(view, unit, ref);
+	if (!advances)
+		uncount_ready(view, unit, ref);
+	if (is_behind_split(unit))
+	{
+		unit->split_below = 0;
+		advances = true;
+	}
+	if (advances && unit->barrier)
+		advance_barrier(view, unit);
 	return ref;
 }
 
@@ -671,18 +682,23 @@ batcher_unit_force_retries(BatcherLaneView *view)
 }
 
 /*
- * Do not merge the rows of a key any more that wait now.  'row' is one of
- * them, and was put back.
+ * Do not merge the rows of a key that wait now; those that come later are
+ * merged again.  'row' is one of the former, and was put back.
  */
 void
 batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk, BatcherRow *row)
 {
 	BatcherUnit *unit = find_unit(view->index, chunk, row);
+	BatcherRef *ref;
 
-	if (unit == NULL || unit->split)
+	if (unit == NULL || unit->split_below != 0)
 		return;
 	batcher_unit_take_off(view->index, unit);
-	unit->split = true;
+	for (ref = unit->head; ref; ref = ref->next)
+	{
+		if (ref->chunk)
+			unit->split_below = Max(unit->split_below, ref->chunk->number + 1);
+	}
 	reset_ready(unit);
 	unit->barrier = unit->head;
 	advance_barrier(view, unit);

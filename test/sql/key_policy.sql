@@ -97,6 +97,35 @@ SELECT batch_flush('kp') >= 0 AS is_flushed;
 SELECT key, v FROM kp_target ORDER BY key, v;
 SELECT key, payload, attempts FROM batcher.dead_letter ORDER BY ticket;
 
+-- What comes later than rows that could not be merged is merged again, though
+-- one of these waits still.
+CREATE FUNCTION kp_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+BEGIN
+    FOR i IN 1..3000 LOOP
+        EXECUTE query INTO done;
+        IF done THEN
+            RETURN true;
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RETURN false;
+END $$;
+SELECT batch_purge_dead('kp');
+TRUNCATE kp_target;
+SELECT batch_reset_stats('kp');
+SELECT batch_alter_queue('kp', '{"max_batch_size": 1, "retry_delay": "1 h", "retry_max_delay": "1 h"}');
+SELECT batch_enqueue_many('kp', '{"{\"v\": 1}", "{\"v\": -2}", "{\"w\": 3}"}', '{a,a,a}');
+SELECT kp_until($$SELECT attempts = 1 FROM batcher.pending WHERE payload->>'v' = '-2'$$);
+SELECT batch_enqueue_many('kp', '{"{\"x\": 4}", "{\"v\": 5}", "{\"y\": 6}"}', '{a,a,a}');
+SELECT batch_reset_breaker('kp');
+SELECT kp_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE payload->>'v' = '-2'$$);
+SELECT batch_flush('kp') >= 0 AS is_flushed;
+SELECT key, v FROM kp_target ORDER BY ticket;
+SELECT rows_flushed, rows_superseded, rows_dead FROM batcher.stat_queue WHERE queue = 'kp';
+DROP FUNCTION kp_until(text);
+
 -- Many rows that each add a member become a few, none of them too expensive.
 CREATE TABLE kp_many (payload jsonb);
 SELECT batch_create_queue('kp many', 'INSERT INTO kp_many SELECT payload FROM batch ORDER BY batch_pos', options => '{"key_policy": "merge", "flush_interval": "1 h", "flush_size": 100000, "max_batch_size": 100000}');
