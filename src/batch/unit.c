@@ -525,7 +525,7 @@ batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
 	if ((unit->place == BATCHER_PLACE_WAITING ||
 		 unit->place == BATCHER_PLACE_TIMER) &&
 		!(row->flags & BATCHER_ROW_IMMEDIATE) &&
-		!batcher_row_is_alone(view, row) &&
+		!batcher_row_is_alone(view, row) && !is_retried(view, ref) &&
 		batcher_row_priority(row) <= unit->priority &&
 		chunk->committed_at >= unit->oldest_at)
 	{

@@ -124,6 +124,20 @@ SELECT kp_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE payload->>'
 SELECT batch_flush('kp') >= 0 AS is_flushed;
 SELECT key, v FROM kp_target ORDER BY ticket;
 SELECT rows_flushed, rows_superseded, rows_dead FROM batcher.stat_queue WHERE queue = 'kp';
+
+-- A row that waits to be tried again does so too when the worker has to sort
+-- its rows anew, here because many of another key have come.
+TRUNCATE kp_target;
+SELECT batch_create_queue('kp again', 'INSERT INTO kp_target SELECT batch_ticket, batch_key, (payload->>''v'')::int FROM batch',
+    options => '{"durable": false, "key_policy": "last", "flush_interval": "10 ms", "max_attempts": 1000, "retry_delay": "1 h", "retry_max_delay": "1 h"}');
+SELECT batch_enqueue_many('kp again', '{"{\"v\": 1}", "{\"v\": -2}"}', '{a,a}');
+SELECT kp_until($$SELECT attempts = 1 FROM batcher.pending WHERE payload->>'v' = '-2'$$);
+SELECT batch_enqueue_many('kp again', array_agg('{"v": 3}'::jsonb), array_agg('b'::text)) FROM generate_series(1, 50000);
+SELECT kp_until($$SELECT count(*) = 2 FROM batcher.pending WHERE queue = 'kp again'$$);
+SELECT batch_enqueue('kp again', '{"v": 4}', 'c') AS ticket \gset
+SELECT batch_wait('kp again', :ticket);
+SELECT payload, attempts FROM batcher.pending WHERE queue = 'kp again' ORDER BY ticket;
+SELECT batch_drop_queue('kp again', true);
 DROP FUNCTION kp_until(text);
 
 -- Many rows that each add a member become a few, none of them too expensive.
