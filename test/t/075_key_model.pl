@@ -2,7 +2,7 @@
 # Which rows leave, in which order and how the others end, against a model: key
 # policies with priorities, rows that fail, rows that are immediate or not
 # gathered, transactions that overlap or roll back, rows in memory, in the spool,
-# and read back after a crash.
+# and read back after a crash, in one lane or several.
 #
 # Rows gather while the queue is paused, so all of them wait together, and what
 # becomes of each is known beforehand.  The cases are made up by a seed, which is
@@ -47,6 +47,7 @@ sub make_options
 		policy => pick('all', 'last', 'first', 'merge'),
 		durable => chance(0.7) ? 1 : 0,
 		max => pick(1, 2, 3, 5, 1000),
+		lanes => pick(1, 1, 2, 3),
 		bad => pick(0, 0, 0.15),
 		alone => pick(0, 0, 0.15),
 		immediate => pick(0, 0.1));
@@ -244,8 +245,8 @@ sub check_case
 	}
 	push @wrong, map { "ticket $_ was flushed" } keys %flushed;
 
-	# order: of each key; without key, of each session and priority, and by
-	# priority
+	# order: of each key; without key, of each session and priority, and, where
+	# there is one lane, by priority
 	@order = sort { compare_order($a, $b) } @order;
 	my %last;
 	my $priority;
@@ -259,7 +260,7 @@ sub check_case
 		$last{$of} = $row;
 		# what is in the spool has its priority when it is read back
 		next if defined $row->{key} || $row->{alone} || $row->{immediate};
-		next if $c->{bad} || $c->{spills} || $c->{crashes};
+		next if $c->{bad} || $c->{spills} || $c->{crashes} || $c->{lanes} > 1;
 		push @wrong, "row $row->{n} was flushed after one of priority $priority"
 		  if defined $priority && $priority < $row->{priority};
 		$priority = $row->{priority};
@@ -283,7 +284,7 @@ TRUNCATE flushed;
 SELECT batch_create_queue('model', \$\$WITH f AS MATERIALIZED (SELECT nextval('flush_number') AS number)
 	INSERT INTO flushed SELECT f.number, batch_pos, batch_ticket, batch_key, payload
 	FROM batch, f WHERE CASE WHEN payload ? 'bad' THEN 1 / (f.number * 0) = 0 ELSE true END\$\$,
-	options => '{"flush_interval": "1 h", "key_policy": "$c{policy}", "max_batch_size": $c{max},
+	options => '{"flush_interval": "1 h", "key_policy": "$c{policy}", "max_batch_size": $c{max}, "lanes": $c{lanes},
 		"durable": $durable, "memory_limit": $memory_limit,
 		"max_attempts": 2, "retry_delay": 1, "breaker_threshold": 100000}');
 SELECT batch_pause('model');
