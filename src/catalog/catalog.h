@@ -120,6 +120,9 @@ extern void batcher_definition_set_owner(BatcherQueueDef *def, Oid owner);
 extern void batcher_definition_delete(int32 id);
 extern Oid	batcher_definition_identity(const BatcherQueueDef *def);
 extern BatcherSharedQueue *batcher_definition_shared(const BatcherQueueDef *def);
+extern BatcherSharedQueue *batcher_definition_make_lanes(BatcherQueueKey key,
+														 int nlanes,
+														 bool fresh);
 extern bool batcher_definition_ensure_shared(const BatcherQueueDef *def,
 											 BatcherQueueKey *key);
 extern void batcher_definition_publish(const BatcherQueueDef *def,

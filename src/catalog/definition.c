@@ -400,6 +400,49 @@ batcher_definition_publish(const BatcherQueueDef *def,
 	}
 }
 
+/* Does an entry wait to be taken away, because its queue was dropped? */
+static bool
+has_dropped(void)
+{
+	BatcherSharedQueue **list = palloc_array(BatcherSharedQueue *,
+											 batcher_max_queues);
+	int			n = batcher_shmem_queue_list(InvalidOid, list,
+											 batcher_max_queues);
+	bool		has = false;
+
+	while (n-- > 0 && !has)
+		has = pg_atomic_read_u32(&list[n]->main->dropped) != 0;
+	pfree(list);
+	return has;
+}
+
+/*
+ * Make the shared state of lanes 0 to 'nlanes' - 1 of a queue, and of none that
+ * is there; 'fresh' as in batcher_shmem_queue_create.  Returns the main entry.
+ * Where the entries of dropped queues have the room, it waits a second for the
+ * workers that take them away.  An ERROR (53400) if there is no room.
+ */
+BatcherSharedQueue *
+batcher_definition_make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
+{
+	BatcherSharedQueue *queue;
+	int			tries = 100;
+
+	while ((queue = batcher_shmem_lanes_create(key, nlanes, fresh)) == NULL)
+	{
+		if (tries-- == 0 || !has_dropped())
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("too many queues"),
+					 errdetail("Each lane of a queue counts as a queue."),
+					 errhint("Increase \"%s\" and restart the server.",
+							 "batcher.max_queues")));
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(10000L);
+	}
+	return queue;
+}
+
 /*
  * The shared state of a queue, made with that of all lanes if it has none.
  * NULL if the library is not preloaded; an ERROR (53400) if there are too many
@@ -419,13 +462,7 @@ batcher_definition_shared(const BatcherQueueDef *def)
 	queue = batcher_shmem_queue(key);
 	if (queue && queue->lanes[def->options.lanes - 1])
 		return queue;
-	queue = batcher_shmem_lanes_create(key, def->options.lanes, false);
-	if (queue == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many queues"),
-				 errhint("Increase \"%s\" and restart the server.",
-						 "batcher.max_queues")));
+	queue = batcher_definition_make_lanes(key, def->options.lanes, false);
 	batcher_definition_publish(def, queue);
 	return queue;
 }

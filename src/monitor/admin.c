@@ -232,20 +232,6 @@ check_name(const char *name)
 				 errdetail("A name has at most %d bytes.", BATCHER_NAME_MAX)));
 }
 
-/*
- * An ERROR: there is no room for the lanes of another queue.
- */
-void
-batcher_monitor_too_many(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("too many queues"),
-			 errdetail("Each lane of a queue counts as a queue."),
-			 errhint("Increase \"%s\" and restart the server.",
-					 "batcher.max_queues")));
-}
-
 PG_FUNCTION_INFO_V1(batcher_create_queue);
 
 /*
@@ -295,12 +281,9 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	key.db = batcher_catalog_find(false)->db;
 	key.queue_id = def.id;
 	key.lane = 0;
-	queue = batcher_shmem_queue_create(key, true);
-	if (queue == NULL)
-		batcher_monitor_too_many();
+	queue = batcher_definition_make_lanes(key, 1, true);
 	batcher_change_note_created(queue);
-	if (batcher_shmem_lanes_create(key, def.options.lanes, true) == NULL)
-		batcher_monitor_too_many();
+	(void) batcher_definition_make_lanes(key, def.options.lanes, true);
 	batcher_definition_publish(&def, queue);
 	PG_RETURN_VOID();
 }

@@ -26,9 +26,7 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 
 	batcher_shmem_require();
 	key = batcher_monitor_key(def);
-	queue = batcher_shmem_lanes_create(key, 1, false);
-	if (queue == NULL)
-		batcher_monitor_too_many();
+	queue = batcher_definition_make_lanes(key, 1, false);
 	if (batcher_staging_has_queue(queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -46,7 +44,5 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 				 errdetail("They were not flushed within \"%s\", or cannot be flushed now.",
 						   "batcher.enqueue_timeout"),
 				 errhint("Flush or purge the queue first.")));
-	if (batcher_shmem_lanes_create(queue->key, def->options.lanes,
-								   true) == NULL)
-		batcher_monitor_too_many();
+	(void) batcher_definition_make_lanes(queue->key, def->options.lanes, true);
 }

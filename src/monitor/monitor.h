@@ -53,7 +53,6 @@ batcher_set_time(Datum *value, bool *isnull, TimestampTz t)
 extern void batcher_monitor_wait_for_users(void);
 extern int64 batcher_monitor_count_waiting(BatcherSharedQueue *queue,
 										   const BatcherQueueDef *def);
-extern void batcher_monitor_too_many(void);
 
 /* lanes.c */
 extern void batcher_monitor_change_lanes(const BatcherQueueDef *def);
