@@ -310,13 +310,13 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 	BlockNumber nblocks = InvalidBlockNumber;
 	bool		some_gone = false;
 	bool		lost_place = false;
+	bool		known;
 	uint32		version;
 	int			n = 0;
 	int			i;
 
 	make_claims(view, batch);
-	if (!batcher_spool_version(view->db, spool, &version))
-		return false;
+	known = batcher_spool_version(view->db, spool, &version);
 	durable = palloc_extended(batch->nclaims * sizeof(Place),
 							  MCXT_ALLOC_HUGE);
 	for (i = 0; i < batch->nclaims; i++)
@@ -325,7 +325,7 @@ batcher_claim(BatcherLaneView *view, BatcherBatch *batch, Relation spool)
 
 		if (!(chunk->flags & BATCHER_CHUNK_DURABLE))
 			continue;
-		if (chunk->spool_version != (uint16) version)
+		if (!known || chunk->spool_version != (uint16) version)
 			return false;
 		durable[n].claim = &batch->claims[i];
 		durable[n++].place =
@@ -658,9 +658,9 @@ batcher_settle_tidy(BatcherLaneView *view, BatcherBatch *batch)
  * Places are not what they were.  If the spool was rewritten (VACUUM FULL,
  * CLUSTER), each that memory has is void, and the rows are read back; else only
  * those are that were read back.  Before the new file is taken as a new
- * version, all lanes count as spilled, so that nothing overtakes the rows
- * whose places are void; each lane lets its own chunks go when a claim meets
- * them.  The spool is open and locked.
+ * version, all lanes that may have such chunks count as spilled, so that
+ * nothing overtakes the rows whose places are void; each lane lets its own go
+ * when a claim meets them.  The spool is open and locked.
  */
 void
 batcher_settle_resync(BatcherLaneView *view, Relation spool)
@@ -678,7 +678,11 @@ batcher_settle_resync(BatcherLaneView *view, Relation spool)
 		list = palloc_array(BatcherSharedQueue *, batcher_max_queues);
 		n = batcher_shmem_queue_list(MyDatabaseId, list, batcher_max_queues);
 		while (n-- > 0)
-			batcher_lane_spill_mark(&list[n]->lane);
+		{
+			/* a queue that is not durable has no place in it */
+			if (pg_atomic_read_u32(&list[n]->lane.stored) != 0)
+				batcher_lane_spill_mark(&list[n]->lane);
+		}
 		pfree(list);
 		(void) batcher_spool_new_version(view->db, spool);
 		(void) batcher_spool_version(view->db, spool, &version);

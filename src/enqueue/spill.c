@@ -201,6 +201,8 @@ batcher_staged_write(StagedLane *lanes, StagedChunk *chunks, int nchunks,
 			lane->nspilled += chunk->nrows;
 			batcher_staged_release(lanes, &chunks[i]);
 		}
+		else if (pg_atomic_read_u32(&lane->queue->lane.stored) == 0)
+			pg_atomic_write_u32(&lane->queue->lane.stored, 1);
 	}
 	table_close(spool, NoLock);
 }

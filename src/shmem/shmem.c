@@ -364,6 +364,7 @@ init_queue(BatcherSharedQueue *queue, BatcherSharedQueue *main, bool fresh)
 	pg_atomic_init_u64(&lane->nflushed, 0);
 	pg_atomic_init_u64(&lane->npurged, 0);
 	pg_atomic_init_u64(&lane->nspilled, 0);
+	pg_atomic_init_u32(&lane->stored, 0);
 	pg_atomic_init_u64(&lane->oldest_at, 0);
 	pg_atomic_init_u64(&lane->runnable_at, 0);
 	pg_atomic_init_u32(&lane->timers, 0);

@@ -183,6 +183,9 @@ typedef struct BatcherSharedLane
 	dsa_pointer taken_tail;
 	pg_atomic_uint64 inbox;		/* dsa_pointer of the newest chunk */
 	pg_atomic_uint64 spill;		/* the spill word */
+	pg_atomic_uint32 stored;	/* 1: chunks in memory may have a tuple in the
+								 * spool; set before the first comes, and
+								 * stays */
 	pg_atomic_uint64 npending;	/* rows in memory, committed, not settled */
 	pg_atomic_uint64 nbytes;	/* bytes of the area in use by its rows */
 	pg_atomic_uint64 thin_after;	/* TimestampTz: the inbox is not thinned

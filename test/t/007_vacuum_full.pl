@@ -110,6 +110,28 @@ is(sql($node, q(SELECT batch_purge('e'))),
 	'2', 'rows are purged after a rewrite');
 sql($node, q(SELECT batch_drop_queue('e')));
 
+# A queue that is not durable has no part in it: its rows stay in memory.
+sql(
+	$node, qq(
+SELECT batch_create_queue('v', 'SELECT FROM batch', options => '{"durable": false}');
+$rewrite{'VACUUM FULL'};
+SELECT batch_enqueue('v', '1');
+SELECT batch_flush('v');
+$rewrite{'VACUUM FULL'};
+SELECT batch_pause('v');
+SELECT batch_enqueue('b', jsonb_build_object('q', 'b', 'id', gen_random_uuid()));
+SELECT batch_flush('b');
+SELECT batch_enqueue('v', '2');
+));
+is( sql(
+		$node,
+		q(SELECT rows_enqueued, rows_spilled, (SELECT count(*) FROM batcher.spool)
+		FROM batcher.stat_queue WHERE queue = 'v')),
+	'2|0|0',
+	'rows that are not durable are not spilled after a rewrite');
+sql($node, q(SELECT batch_drop_queue('v', true); DELETE FROM collected
+	WHERE id NOT IN (SELECT id FROM acknowledged)));
+
 # Rewritten twice, and with a crash after it.
 sql($node, 'SELECT batch_pause()');
 produce(10);
