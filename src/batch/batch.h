@@ -303,12 +303,13 @@ extern void batcher_executor_forget_session(void);
 extern void batcher_executor_install(void);
 extern Node *batcher_executor_parse(const char *sql, const char *what);
 struct _SPI_plan;
+extern void batcher_executor_plan(struct _SPI_plan *plan);
 extern void batcher_executor_refuse_temporary(struct _SPI_plan *plan,
 											  const char *what);
 
 /* notify_sql.c */
 extern void batcher_notify_sql_check(const BatcherQueueDef *def,
-									 TupleDesc result_desc);
+									 TupleDesc result_desc, bool planning);
 extern void batcher_notify_sql_run(BatcherLaneView *view, int size_class,
 								   Tuplestorestate *result,
 								   TupleDesc result_desc);

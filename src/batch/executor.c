@@ -269,12 +269,23 @@ look_at_types(const BatcherQueueDef *def, BatcherRowType *known,
 	return row_type;
 }
 
-/* Plan a statement of a queue; the columns that it returns, or NULL. */
+/*
+ * Plan a prepared statement for the errors that only this finds.
+ */
+void
+batcher_executor_plan(struct _SPI_plan *plan)
+{
+	CachedPlan *cached = SPI_plan_get_cached_plan(plan);
+
+	if (cached)
+		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
+}
+
+/* Check a statement of a queue; the columns that it returns, or NULL. */
 static TupleDesc
-check_statement(const char *sql)
+check_statement(const char *sql, bool planning)
 {
 	CachedPlanSource *source;
-	CachedPlan *cached;
 	SPIPlanPtr	plan;
 
 	plan = SPI_prepare(sql, 0, NULL);
@@ -282,21 +293,26 @@ check_statement(const char *sql)
 		elog(ERROR, "could not prepare the statement: %s",
 			 SPI_result_code_string(SPI_result));
 	batcher_executor_refuse_temporary(plan, WHAT);
-	cached = SPI_plan_get_cached_plan(plan);
-	if (cached)
-		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
+	if (planning)
+		batcher_executor_plan(plan);
 	source = linitial(SPI_plan_get_plan_sources(plan));
 	return source->resultDesc;
 }
 
 /*
- * Check the SQL of a definition by planning it as the owner, and the type of
- * its rows; raises the error that there is.
+ * Check the SQL of a definition as the owner, and the type of its rows; raises
+ * the error that there is.
+ *
+ * It is planned too if the owner is the caller.  For another one, such as a
+ * superuser, it is not: planning executes immutable functions, and the owner's
+ * could take or release advisory locks of the caller's session.  What planning
+ * would have found, the flush finds.
  */
 void
 batcher_executor_check(const BatcherQueueDef *def)
 {
 	const char *sql = def->flush_sql;
+	bool		planning = GetUserId() == def->owner;
 	TupleDesc	result_desc = NULL;
 	ErrorContextCallback context;
 	BatcherRowType *row_type;
@@ -324,10 +340,10 @@ batcher_executor_check(const BatcherQueueDef *def)
 		(void) register_batch(desc, 1);
 		assume_identity(def, &before);
 		if (sql)
-			result_desc = check_statement(sql);
+			result_desc = check_statement(sql, planning);
 		error_context_stack = context.previous;
 		if (def->options.notify_sql)
-			batcher_notify_sql_check(def, result_desc);
+			batcher_notify_sql_check(def, result_desc, planning);
 		restore_identity(&before);
 		SPI_finish();
 	}

@@ -237,16 +237,16 @@ prepare(const BatcherQueueDef *def)
 }
 
 /*
- * Check the notify_sql of a definition by planning it.  The caller has
- * connected to SPI, registered "batch", and become the owner.  'result_desc':
- * the columns that the queue's statement returns; NULL: none.
+ * Check the notify_sql of a definition.  The caller has connected to SPI,
+ * registered "batch", and become the owner.  'result_desc': the columns that
+ * the queue's statement returns; NULL: none.  'planning': plan it too.
  */
 void
-batcher_notify_sql_check(const BatcherQueueDef *def, TupleDesc result_desc)
+batcher_notify_sql_check(const BatcherQueueDef *def, TupleDesc result_desc,
+						 bool planning)
 {
 	ErrorContextCallback context;
 	CachedPlanSource *source;
-	CachedPlan *cached;
 	SPIPlanPtr	plan;
 	Node	   *statement;
 
@@ -263,9 +263,8 @@ batcher_notify_sql_check(const BatcherQueueDef *def, TupleDesc result_desc)
 	batcher_executor_refuse_temporary(plan, WHAT);
 	source = linitial(SPI_plan_get_plan_sources(plan));
 	(void) check_columns(source->resultDesc);
-	cached = SPI_plan_get_cached_plan(plan);
-	if (cached)
-		ReleaseCachedPlan(cached, NULL);	/* an unsaved one is not owned */
+	if (planning)
+		batcher_executor_plan(plan);
 	error_context_stack = context.previous;
 }
 

@@ -144,6 +144,21 @@ SELECT batch_enqueue('fo', '4') > 0 AS has_ticket;
 SELECT fo_why('fo');
 SELECT count(*) FROM pg_locks WHERE locktype = 'advisory';
 
+-- When somebody else than the owner changes the queue, the owner's code does not
+-- run in his session, where it could take and release advisory locks.
+CREATE FUNCTION fo_lock(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    PERFORM pg_advisory_unlock_all(), pg_advisory_lock(720817);
+    RETURN n;
+END $$;
+ALTER FUNCTION fo_lock OWNER TO regress_batcher_owner;
+SELECT pg_advisory_lock(720818);
+SELECT batch_alter_queue('fo', flush_sql => 'SELECT fo_lock(1) FROM batch');
+SELECT batch_alter_queue('fo', '{"notify_sql": "SELECT fo_lock(1)::text, payload FROM batch"}');
+SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+SELECT batch_alter_queue('fo', '{"notify_sql": null}');
+SELECT pg_advisory_unlock(720818);
+
 -- Settings of the database and the role that would change a flush.
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''serializable''', current_database()); END $$;
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = ''1 ms''', current_database()); END $$;
