@@ -9,9 +9,8 @@
  * function of the type, from its text.  That happens in the flush, as the
  * owner, because it can run what users wrote (domains).
  *
- * When a row is enqueued only what runs nothing of the kind is looked at: the
- * names, and values of built-in types and of domains over them, without the
- * domains' constraints.
+ * When a row is enqueued only what runs nothing of the kind is looked at
+ * (row_check.c).
  *
  * What is known of a type is kept until the type, or the relation that it
  * belongs to, changes.  Clients and workers.
@@ -43,9 +42,12 @@ type_identifier(Oid type)
 	return assign_record_type_identifier(type, -1);
 }
 
-/* Is the text of a value what settings of the session make of it? */
-static bool
-depends_on_settings(Oid type)
+/*
+ * Is the text of a value of a built-in type what settings of the session make
+ * of it?
+ */
+bool
+batcher_row_type_unsettled(Oid type)
 {
 	char		category;
 	bool		preferred;
@@ -76,9 +78,11 @@ depends_on_settings(Oid type)
 	return category == TYPCATEGORY_DATETIME || category == TYPCATEGORY_TIMESPAN;
 }
 
-/* Has the server brought this type, and is reading it all its own code? */
-static bool
-is_builtin(Oid base)
+/*
+ * Has the server brought this type, and is reading it all its own code?
+ */
+bool
+batcher_row_type_builtin(Oid base)
 {
 	char		kind = get_typtype(base);
 
@@ -107,6 +111,17 @@ column_use(Oid target, const char *name)
 	return use;
 }
 
+/* The composite type of a value, or of the elements of an array. */
+static Oid
+find_composite(Oid base)
+{
+	Oid			element = get_element_type(base);
+
+	if (OidIsValid(element))
+		base = getBaseType(element);
+	return get_typtype(base) == TYPTYPE_COMPOSITE ? base : InvalidOid;
+}
+
 static void
 fill_column(BatcherColumn *column, Form_pg_attribute att, Oid target,
 			bool checking)
@@ -120,11 +135,12 @@ fill_column(BatcherColumn *column, Form_pg_attribute att, Oid target,
 	column->collation = att->attcollation;
 	column->use = OidIsValid(target) ? column_use(target, column->name) :
 		BATCHER_COLUMN_FREE;
-	column->builtin = is_builtin(base);
-	column->unsettled = column->builtin && depends_on_settings(base);
+	column->builtin = batcher_row_type_builtin(base);
+	column->unsettled = column->builtin && batcher_row_type_unsettled(base);
 	column->read_type = checking ? base : column->type;
 	column->read_typmod = checking ? base_typmod : column->typmod;
 	column->is_json = base == JSONOID || base == JSONBOID;
+	column->composite = find_composite(base);
 }
 
 static BatcherRowType *
@@ -307,10 +323,13 @@ column_error_context(void *arg)
 	errcontext("column \"%s\"", ((BatcherColumn *) arg)->name);
 }
 
-/* The value of a column of which the payload has this member. */
-static Datum
-read_member(BatcherRowType *row_type, BatcherColumn *column, Jsonb *payload,
-			JsonbValue *member, bool *isnull)
+/*
+ * The value of a column of which the payload has this member.  Raises what the
+ * input functions raise.
+ */
+Datum
+batcher_row_type_read_member(BatcherRowType *row_type, BatcherColumn *column,
+							 Jsonb *payload, JsonbValue *member, bool *isnull)
 {
 	ErrorContextCallback context;
 	char	   *text = NULL;
@@ -341,9 +360,11 @@ read_member(BatcherRowType *row_type, BatcherColumn *column, Jsonb *payload,
 	return value;
 }
 
-/* A row that is no object cannot be one of a type. */
-static void
-require_object(Jsonb *payload)
+/*
+ * Refuse a payload that is no object: it cannot be a row of a type.
+ */
+void
+batcher_row_type_require_object(Jsonb *payload)
 {
 	if (!JB_ROOT_IS_OBJECT(payload))
 		ereport(ERROR,
@@ -361,7 +382,7 @@ batcher_row_type_read_column(BatcherRowType *row_type, int column,
 {
 	JsonbValue	member;
 
-	require_object(payload);
+	batcher_row_type_require_object(payload);
 	if (!get_member(&row_type->columns[column], payload, &member))
 	{
 		*isnull = true;
@@ -369,8 +390,8 @@ batcher_row_type_read_column(BatcherRowType *row_type, int column,
 			return (Datum) 0;
 		member.type = jbvNull;
 	}
-	return read_member(row_type, &row_type->columns[column], payload, &member,
-					   isnull);
+	return batcher_row_type_read_member(row_type, &row_type->columns[column],
+										payload, &member, isnull);
 }
 
 /*
@@ -388,91 +409,4 @@ batcher_row_type_read(BatcherRowType *row_type, Jsonb *payload, Datum *values,
 	for (i = 0; i < row_type->ncolumns; i++)
 		values[i] = batcher_row_type_read_column(row_type, i, payload,
 												 &nulls[i]);
-}
-
-/* Refuse a member that cannot be given. */
-static void
-check_use(const BatcherColumn *column, const JsonbValue *key,
-		  const char *queue_name)
-{
-	if (column == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("rows of queue \"%s\" have no column \"%s\"",
-						queue_name,
-						batcher_option_clip(key->val.string.val,
-											key->val.string.len))));
-	switch (column->use)
-	{
-		case BATCHER_COLUMN_GENERATED:
-		case BATCHER_COLUMN_IDENTITY:
-			ereport(ERROR,
-					(errcode(ERRCODE_GENERATED_ALWAYS),
-					 errmsg("cannot enqueue a value of column \"%s\" into queue \"%s\"",
-							column->name, queue_name),
-					 column->use == BATCHER_COLUMN_GENERATED ?
-					 errdetail("Column \"%s\" of the target is a generated column.",
-							   column->name) :
-					 errdetail("Column \"%s\" of the target is an identity column defined as GENERATED ALWAYS.",
-							   column->name)));
-			break;
-		case BATCHER_COLUMN_FREE:
-		case BATCHER_COLUMN_ABSENT:
-			break;
-	}
-}
-
-/*
- * Check a payload that is to be enqueued: that it is an object, names columns
- * only that can be given, and has values of the built-in types where they are
- * wanted.  Runs nothing that a user wrote.  Returns the payload, in which
- * values that mean what the session's settings say (dates and such) stand as
- * they mean the same everywhere.  'row_type' is one for checking, or NULL: the
- * type is gone, and it is not known what it will be.  Errors:
- * 22023, 42703, 428C9, and those of the types' input functions.
- */
-Jsonb *
-batcher_row_type_check(BatcherRowType *row_type, Jsonb *payload,
-					   const char *queue_name)
-{
-	JsonbParseState *state = NULL;
-	JsonbIterator *it;
-	JsonbIteratorToken token;
-	JsonbValue	key;
-	JsonbValue	member;
-	bool		changed = false;
-
-	require_object(payload);
-	if (row_type == NULL)
-		return payload;
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	it = JsonbIteratorInit(&payload->root);
-	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
-	{
-		BatcherColumn *column;
-		Datum		value = (Datum) 0;
-		bool		isnull;
-
-		if (token != WJB_KEY)
-			continue;
-		(void) JsonbIteratorNext(&it, &member, true);
-		column = batcher_row_type_column(row_type, key.val.string.val,
-										 key.val.string.len);
-		check_use(column, &key, queue_name);
-		isnull = true;
-		if (column->builtin && !column->is_json)
-			value = read_member(row_type, column, payload, &member, &isnull);
-		pushJsonbValue(&state, WJB_KEY, &key);
-		if (isnull || !column->unsettled)
-		{
-			pushJsonbValue(&state, WJB_VALUE, &member);
-			continue;
-		}
-		changed = true;
-		batcher_row_json_push(&state, WJB_VALUE, value, false,
-							  column->read_type, true);
-	}
-	if (!changed)
-		return payload;
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }

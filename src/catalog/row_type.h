@@ -34,6 +34,10 @@ typedef struct BatcherColumn
 	Oid			read_type;
 	int32		read_typmod;
 	bool		is_json;		/* json, jsonb or a domain over them */
+	Oid			composite;		/* the type under its domains, or that of its
+								 * elements, if that is composite */
+	struct BatcherRowType *nested;	/* what that is now, for a check; NULL: not
+									 * needed yet */
 	bool		ready;			/* the next are set */
 	FmgrInfo	input;
 	Oid			ioparam;
@@ -67,6 +71,15 @@ extern void batcher_row_type_read(BatcherRowType *row_type, Jsonb *payload,
 								  Datum *values, bool *nulls);
 extern Datum batcher_row_type_read_column(BatcherRowType *row_type, int column,
 										  Jsonb *payload, bool *isnull);
+extern Datum batcher_row_type_read_member(BatcherRowType *row_type,
+										  BatcherColumn *column,
+										  Jsonb *payload, JsonbValue *member,
+										  bool *isnull);
+extern void batcher_row_type_require_object(Jsonb *payload);
+extern bool batcher_row_type_builtin(Oid base);
+extern bool batcher_row_type_unsettled(Oid type);
+
+/* row_check.c */
 extern Jsonb *batcher_row_type_check(BatcherRowType *row_type, Jsonb *payload,
 									 const char *queue_name);
 

@@ -69,6 +69,42 @@ SET timezone = 'UTC';
 RESET datestyle;
 SELECT payload FROM batcher.pending WHERE queue = 'ty';
 
+-- So it does in a composite value, however that is given, and what else is in
+-- it stays as it was.
+CREATE DOMAIN ty_day AS date CHECK (VALUE > '2000-01-01');
+CREATE TYPE ty_span AS (since date, until timestamptz, days date[], note text);
+CREATE TYPE ty_outer AS (day ty_day, span ty_span, n ty_positive);
+CREATE TYPE ty_dated AS (id int, span ty_span, spans ty_span[], nested ty_outer, grid ty_span[]);
+CREATE TABLE ty_dates (id int, span ty_span, spans ty_span[], nested ty_outer, grid ty_span[]);
+SELECT batch_create_queue('ty dated', 'INSERT INTO ty_dates SELECT id, span, spans, nested, grid FROM batch', row_type => 'ty_dated',
+    options => '{"flush_interval": "1 h", "max_attempts": 1}');
+SET datestyle = 'German';
+SET timezone = 'Etc/GMT-3';
+SELECT batch_enqueue_many('ty dated', ARRAY[
+    '{"id": 1, "span": {"since": "02.01.2024", "until": "02.01.2024 12:00", "days": ["03.01.2024", null], "note": "as it was", "unknown": [1]}}',
+    '{"id": 2, "span": "(02.01.2024,\"02.01.2024 12:00\",{03.01.2024},text)"}',
+    '{"id": 3, "spans": [{"since": "02.01.2024"}, "(03.01.2024,,,)", null], "grid": [[{"since": "04.01.2024"}], ["(05.01.2024,,,)"]]}',
+    '{"id": 4, "spans": "{\"(02.01.2024,,,)\"}", "nested": {"day": "02.01.2024", "span": {"since": "03.01.2024"}, "n": -1}}',
+    '{"id": 5, "nested": {"day": "02.01.2024", "span": {"since": "03.01.2024"}, "n": 1}}',
+    '{"id": 6, "span": {"note": {"since": "02.01.2024"}}, "nested": null}']::jsonb[]);
+SELECT batch_enqueue('ty dated', '{"id": 7, "span": {"since": "no date"}}');
+SET timezone = 'UTC';
+RESET datestyle;
+SELECT payload FROM batcher.pending WHERE queue = 'ty dated' ORDER BY ticket;
+SELECT batch_flush('ty dated');
+SELECT * FROM ty_dates ORDER BY id;
+SELECT payload, sqlstate FROM batcher.dead_letter WHERE queue = 'ty dated';
+-- A type in the type changes.
+DROP TABLE ty_dates;
+ALTER TYPE ty_span ALTER ATTRIBUTE note TYPE date;
+SET datestyle = 'German';
+SELECT batch_enqueue('ty dated', '{"id": 8, "span": {"note": "02.01.2024"}}') > 0 AS has_ticket;
+RESET datestyle;
+SELECT payload FROM batcher.pending WHERE queue = 'ty dated' ORDER BY ticket;
+SELECT batch_drop_queue('ty dated', true);
+DROP TYPE ty_dated, ty_outer, ty_span;
+DROP DOMAIN ty_day;
+
 -- Rows are matched to the type as it is when they are flushed.
 SELECT batch_enqueue('ty', '{"id": 21, "name": "abc", "amount": 1.5}') > 0 AS has_ticket, batch_enqueue('ty', '{"id": 22, "name": "7"}') > 0 AS has_ticket;
 ALTER TYPE ty_row DROP ATTRIBUTE seen;
