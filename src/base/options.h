@@ -146,8 +146,13 @@ typedef struct BatcherOptionValue
 	Jsonb	   *json;
 } BatcherOptionValue;
 
+/* There are not more; for arrays with something of each. */
+#define BATCHER_MAX_OPTIONS	64
+
+/* option_table.c */
 extern const BatcherOption batcher_options[];
 extern const int batcher_num_options;
+extern const BatcherOption *batcher_option_find(const char *name, int len);
 
 /* options.c */
 extern bool batcher_options_give_sql(Jsonb *given);
