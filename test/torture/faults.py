@@ -82,7 +82,7 @@ class Injector:
         """All of them, more or less in the order of their last time."""
         kinds = sorted(kinds, key=lambda k: self.last_number.get(k, 0))
         while kinds:
-            yield kinds.pop(self.order.randrange(min(3, len(kinds))))
+            yield kinds.pop(self.order.randrange(min(2, len(kinds))))
 
     def log(self, text):
         line = f'{stamp(time.time())} {text}'
