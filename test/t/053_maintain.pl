@@ -42,9 +42,11 @@ END $$));
 my $vacuums = q(SELECT vacuum_count FROM pg_stat_all_tables
 WHERE relid = 'batcher.spool'::regclass);
 
-# A vacuum that is about to cut the tail of the table.
+# A vacuum that is about to cut the tail of the table, which nobody uses then.
 arm($node, 'vacuum=wait');
+sql($node, q(SELECT batch_pause('q')));
 delete_many();
+sql($node, q(SELECT batch_resume('q')));
 wait_point($node, 'vacuum');
 my $position = log_position($node);
 
