@@ -75,5 +75,23 @@ SELECT count(batch_enqueue('mg', jsonb_build_object('event', 'A', 'text', repeat
 :listen | sed -E 's/a{100}/aaa.../'
 SELECT batch_flush('mg');
 \o
+-- Rows of a type are grouped by a column.
+CREATE TYPE mg_type AS (event text, job_id int, state text, stops timestamptz);
+SELECT batch_create_queue('mg typed', row_type => 'mg_type', options => '{"flush_interval": "1 h", "notify_channel": "mg", "notify_format": "groups",
+    "notify_names": {"DONE": "ALL_DONE"}}');
+SELECT batch_enqueue_row('mg typed', v) > 0 AS enqueued FROM (VALUES
+    (ROW('DONE', 1, 'good', '2026-01-31 12:00:00+00')::mg_type), (ROW('BEGUN', 2, NULL, NULL)::mg_type), (ROW(NULL, 3, 'alone', NULL)::mg_type),
+    (ROW('DONE', 4, 'good', NULL)::mg_type)) t(v);
+SELECT batch_enqueue('mg typed', '{"job_id": 5, "event": "DONE"}') > 0 AS enqueued;
+:listen
+SELECT batch_flush('mg typed');
+\o
+SELECT batch_alter_queue('mg typed', '{"notify_group_by": "job_id"}');
+SELECT batch_enqueue_row('mg typed', ROW('A', 1, 'x', NULL)::mg_type) > 0 AND batch_enqueue_row('mg typed', ROW('B', 1, 'y', NULL)::mg_type) > 0 AS enqueued;
+:listen
+SELECT batch_flush('mg typed');
+\o
+SELECT batch_drop_queue('mg typed');
+DROP TYPE mg_type;
 UNLISTEN *;
 SELECT batch_drop_queue('mg');

@@ -8,6 +8,18 @@ RESET client_min_messages;
 -- What differs from run to run is cut out of what psql shows.
 \set listen '\\o |sed -E \'s/"at": "[^"]+", //; s/"epoch": "[0-9a-f]+", //; s/ received from .*//; s/Asynchronous notification/message/; s/ with payload/:/\''
 
+-- The messages of a queue with a target are sent after the data: wait for them.
+CREATE FUNCTION mr_wait(name text, n int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    FOR i IN 1..1000 LOOP
+        PERFORM pg_stat_clear_snapshot();
+        EXIT WHEN (SELECT messages_sent >= n FROM batcher.stat_queue WHERE queue = name)
+            AND NOT EXISTS (SELECT FROM pg_stat_activity
+                WHERE backend_type = 'batcher worker' AND datname = current_database() AND state = 'active');
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+END $$;
+
 SELECT batch_create_queue('mr', options => '{"flush_interval": "1 h", "notify_channel": "mr_{topic}",
     "notify_format": "rows"}');
 LISTEN mr_;
@@ -90,6 +102,32 @@ LISTEN mr_5000;
 SELECT batch_flush('mr');
 \o
 SELECT rows_flushed, batches, messages_sent, messages_saved FROM batcher.stat_queue WHERE queue = 'mr';
+
+-- Rows of a type are objects, of the columns that were given.
+CREATE TYPE mr_kind AS ENUM ('job', 'news');
+CREATE TYPE mr_type AS (n bigint, amount numeric, done bool, since timestamptz, bytes bytea, kind mr_kind, many int[], more jsonb, part mr_kind[]);
+SELECT batch_create_queue('mr typed', row_type => 'mr_type', options => '{"flush_interval": "1 h", "notify_channel": "mr", "notify_format": "rows"}');
+LISTEN mr;
+SELECT batch_enqueue_row('mr typed', ROW(9007199254740993, 1.50, true, '2026-01-31 12:00:00+00', '\x00ff', 'job', '{{1,2},{NULL,4}}', '{"a": [1, null]}', '{news}')::mr_type) > 0
+    AND batch_enqueue_row('mr typed', ROW(NULL, 'NaN', NULL, 'infinity', '', NULL, '{}', 'null', NULL)::mr_type) > 0
+    AND batch_enqueue('mr typed', '{"n": 3, "kind": "news", "amount": "1e3"}') > 0 AS enqueued;
+:listen
+SELECT batch_flush('mr typed');
+\o
+-- A target, with rows that name different columns, are told in their order, and
+-- not if the target does not take them.
+CREATE TABLE mr_target (id int PRIMARY KEY, word text DEFAULT 'none', kind mr_kind);
+SELECT batch_create_queue('mr target', target => 'mr_target', options => '{"flush_interval": "1 h", "notify_channel": "mr", "notify_format": "rows", "max_attempts": 1}');
+SELECT batch_enqueue_many('mr target', ARRAY['{"id": 1}', '{"id": 2, "word": "two"}', '{"id": 3, "kind": "none"}', '{"id": 2}', '{"kind": "job", "id": 4}', '{"id": 5}']::jsonb[]);
+:listen
+SELECT batch_flush('mr target'), mr_wait('mr target', 1);
+\o
+SELECT * FROM mr_target ORDER BY id;
+SELECT payload, sqlstate FROM batcher.dead_letter WHERE queue = 'mr target' ORDER BY ticket;
+SELECT batch_drop_queue('mr typed'), batch_drop_queue('mr target');
+DROP FUNCTION mr_wait(text, int);
+DROP TABLE mr_target;
+DROP TYPE mr_type, mr_kind;
 
 UNLISTEN *;
 SELECT batch_drop_queue('mr');

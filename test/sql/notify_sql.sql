@@ -5,11 +5,11 @@ RESET client_min_messages;
 
 \set listen '\\o |sed -E \'s/"at": "[^"]+", //; s/"epoch": "[0-9a-f]+"/"epoch": E/; s/ received from .*//; s/Asynchronous notification/message/; s/ with payload/:/; s/x{2000,}/x.../\''
 -- Messages are sent after the data: wait until the worker has done so.
-CREATE FUNCTION ns_wait(n int) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION ns_wait(n int, name text DEFAULT 'ns') RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     FOR i IN 1..1000 LOOP
         PERFORM pg_stat_clear_snapshot();
-        EXIT WHEN (SELECT messages_sent >= n FROM batcher.stat_queue WHERE queue = 'ns')
+        EXIT WHEN (SELECT messages_sent >= n FROM batcher.stat_queue WHERE queue = name)
             AND NOT EXISTS (SELECT FROM pg_stat_activity
                 WHERE backend_type = 'batcher worker' AND datname = current_database() AND state = 'active');
         PERFORM pg_sleep(0.01);
@@ -169,10 +169,57 @@ RESET client_min_messages;
 DO $$ BEGIN FOR i IN 1..1000 LOOP EXIT WHEN (SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'ns owned'); PERFORM pg_sleep(0.01); END LOOP; END $$;
 SELECT breaker_state, breaker_reason FROM batcher.status WHERE queue = 'ns owned';
 
+-- Of a typed queue "batch" has the columns, with their types.
+CREATE TYPE ns.game AS (player text, score int, tags text[]);
+SELECT batch_create_queue('ns typed', 'INSERT INTO ns_score SELECT player, score FROM batch ORDER BY batch_pos RETURNING player, score AS points',
+    row_type => 'ns.game', options => jsonb_build_object('flush_interval', '1 h', 'notify_sql',
+    $$SELECT 'ns', jsonb_build_object('rows', (SELECT jsonb_agg(jsonb_build_array(player, score, tags[1], batch_key) ORDER BY batch_pos) FROM batch),
+        'result', (SELECT jsonb_agg(r ORDER BY points) FROM result r))$$));
+SELECT batch_enqueue_row('ns typed', ROW('eve', 1, '{"x y",z}')::ns.game, 'k') > 0 AND batch_enqueue('ns typed', '{"score": 2, "player": "fay"}') > 0 AS enqueued;
+:listen
+SELECT batch_flush('ns typed'), ns_wait(1, 'ns typed');
+\o
+SELECT batch_alter_queue('ns typed', '{"notify_sql": "SELECT ''ns'', payload FROM batch"}');
+-- Rows of a type that has changed while they wait.
+SELECT batch_alter_queue('ns typed', flush_sql => 'SELECT FROM batch', options => '{"notify_sql": "SELECT ''ns'', to_jsonb(b) - ''{batch_ticket,batch_enqueued_at,batch_enqueued_by}''::text[] FROM batch b ORDER BY batch_pos"}');
+SELECT batch_enqueue_row('ns typed', ROW('gil', 3, NULL)::ns.game) > 0 AS enqueued;
+ALTER TYPE ns.game DROP ATTRIBUTE tags, ADD ATTRIBUTE level int, ALTER ATTRIBUTE score TYPE text;
+:listen
+SELECT batch_flush('ns typed'), ns_wait(2, 'ns typed');
+\o
+-- A target, whose insert returns nothing.  A column that a row does not name is
+-- null here, whatever its default.
+CREATE TABLE ns.log (id int GENERATED ALWAYS AS IDENTITY, word text NOT NULL, level int DEFAULT 7 CHECK (level < 10));
+SELECT batch_create_queue('ns target', target => 'ns.log', options => '{"notify_sql": "SELECT ''ns'', word FROM result"}');
+SELECT batch_create_queue('ns target', target => 'ns.log', options => '{"flush_interval": "1 h", "max_attempts": 1,
+    "notify_sql": "SELECT ''ns'', jsonb_build_object(''word'', word, ''level'', level, ''pos'', batch_pos, ''in target'', (SELECT count(*) FROM ns.log)) FROM batch ORDER BY batch_pos"}');
+SELECT batch_enqueue_many('ns target', ARRAY['{"word": "one"}', '{"word": "two", "level": 2}', '{"level": 3, "word": "three"}']::jsonb[]);
+:listen
+SELECT batch_flush('ns target'), ns_wait(3, 'ns target');
+\o
+SELECT * FROM ns.log ORDER BY id;
+-- A row that the target does not take is not told of.
+SELECT batch_enqueue_many('ns target', ARRAY['{"word": "four"}', '{"word": "five", "level": 10}', '{"word": "six"}']::jsonb[]);
+:listen
+SELECT batch_flush('ns target'), ns_wait(5, 'ns target');
+\o
+SELECT payload, sqlstate FROM batcher.dead_letter WHERE queue = 'ns target';
+-- The target is another one now.
+ALTER TABLE ns.log RENAME TO book;
+ALTER TABLE ns.book RENAME level TO height;
+SELECT batch_alter_queue('ns target', '{"notify_sql": "SELECT ''ns'', word || height FROM batch"}');
+SELECT batch_enqueue('ns target', '{"word": "seven", "height": 1}') > 0 AS enqueued;
+:listen
+SELECT batch_flush('ns target'), ns_wait(6, 'ns target');
+\o
+SELECT batch_drop_queue('ns typed'), batch_drop_queue('ns target');
+DROP TABLE ns.book;
+DROP TYPE ns.game;
+
 UNLISTEN *;
 SELECT batch_drop_queue('ns'), batch_drop_queue('ns owned', force => true);
 REVOKE EXECUTE ON FUNCTION batch_create_queue(text, text, regclass, regtype, jsonb, boolean) FROM ns_owner;
 DROP ROLE ns_owner, ns_manager;
 DROP TABLE ns_score;
-DROP FUNCTION ns_word(), ns_wait(int);
+DROP FUNCTION ns_word(), ns_wait(int, text);
 DROP SCHEMA ns CASCADE;
