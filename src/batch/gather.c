@@ -85,42 +85,16 @@ gather_purge(BatcherLaneView *view)
 	return batch;
 }
 
-/* Is a row of a chunk ready, and does not wait to be tried again? */
-static bool
-has_ready_row(BatcherLaneView *view, BatcherChunk *chunk)
-{
-	BatcherRow *row = batcher_chunk_first(chunk);
-	int			i;
-
-	if (pairingheap_is_empty(&view->index->retries))
-		return true;
-	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
-	{
-		if (!(row->flags & BATCHER_ROW_DONE) &&
-			batcher_unit_is_ready(view, chunk, row))
-			return true;
-	}
-	return false;
-}
-
 /*
- * Is a committed row at hand with a smaller number than 'upto', which does not
- * wait to be tried again?  What came later is not flushed for who asked then,
- * even if it is not published yet that his rows are settled.
+ * Is a row ready in a chunk with a smaller number than 'upto'?  What came later
+ * is not flushed for who asked then, even if it is not published yet that his
+ * rows are settled; nor for who waits for what is to be tried again.
  */
 static bool
 has_rows_below(BatcherLaneView *view, uint64 upto)
 {
-	BatcherChunk *chunk;
-
-	for (chunk = first_chunk(view); chunk; chunk = next_chunk(view, chunk))
-	{
-		if (chunk->number < upto && chunk->nlive > 0 &&
-			pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED &&
-			has_ready_row(view, chunk))
-			return true;
-	}
-	return false;
+	batcher_unit_count_below(view->index, upto);
+	return view->index->nbelow > 0;
 }
 
 /*

@@ -69,6 +69,7 @@ typedef struct BatcherUnit
 								 * again; NULL: none */
 	BatcherRef *last;			/* the row before it, if nready > 0 */
 	int			nready;			/* rows before it */
+	int			nbelow;			/* of these, in chunks below the index's 'below' */
 	int			nurgent;		/* of these, immediate ones and such that are a
 								 * batch of their own */
 	int			nalone;			/* of these, the latter */
@@ -109,6 +110,10 @@ struct BatcherIndex
 	int64		nrefs;
 	int64		peak;			/* the most refs so far */
 	int64		nready;			/* rows of units in PLACE_WAITING */
+	uint64		below;			/* somebody waits for chunks with a smaller
+								 * number */
+	int64		nbelow;			/* rows of such, of units in PLACE_WAITING or
+								 * PLACE_TIMER */
 	pairingheap ages;			/* what waits, longest first */
 	pairingheap ready;			/* the same, highest priority first */
 	pairingheap retries;		/* by the time of the retry */
@@ -153,8 +158,6 @@ extern TimestampTz batcher_unit_due(BatcherLaneView *view,
 									const BatcherUnit *unit);
 extern void batcher_unit_put_due(BatcherLaneView *view, BatcherUnit *unit);
 extern bool batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row);
-extern bool batcher_unit_is_ready(BatcherLaneView *view, BatcherChunk *chunk,
-								  BatcherRow *row);
 extern bool batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit);
 extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,
 							   BatcherRow *row);
@@ -166,6 +169,7 @@ extern BatcherRef *batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit);
 extern void batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref);
 extern void batcher_unit_forget_ref(BatcherIndex *index, BatcherRef *ref);
 extern void batcher_unit_force_retries(BatcherLaneView *view);
+extern void batcher_unit_count_below(BatcherIndex *index, uint64 below);
 
 /* take.c */
 extern BatcherBatch *batcher_batch_make(BatcherReason reason);

@@ -143,11 +143,13 @@ batcher_unit_take_off(BatcherIndex *index, BatcherUnit *unit)
 			pairingheap_remove(&index->ages, &unit->by_time);
 			pairingheap_remove(&index->ready, &unit->by_priority);
 			index->nready -= unit->weight;
+			index->nbelow -= unit->nbelow;
 			break;
 		case BATCHER_PLACE_TIMER:
 			pairingheap_remove(&index->timers, &unit->by_time);
 			index->ntimers--;
 			index->nready -= unit->weight;
+			index->nbelow -= unit->nbelow;
 			break;
 		case BATCHER_PLACE_RETRY:
 			pairingheap_remove(&index->retries, &unit->by_time);
@@ -300,6 +302,7 @@ batcher_unit_put_due(BatcherLaneView *view, BatcherUnit *unit)
 	unit->place = BATCHER_PLACE_WAITING;
 	unit->weight = batcher_unit_folds(view, unit) ? 1 : unit->nready;
 	index->nready += unit->weight;
+	index->nbelow += unit->nbelow;
 	pairingheap_add(&index->ages, &unit->by_time);
 	pairingheap_add(&index->ready, &unit->by_priority);
 }
@@ -343,6 +346,7 @@ batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit)
 		unit->weight = 0;
 		pairingheap_add(&index->timers, &unit->by_time);
 		index->ntimers++;
+		index->nbelow += unit->nbelow;
 	}
 	else
 		batcher_unit_put_due(view, unit);
@@ -380,6 +384,7 @@ count_ready(BatcherLaneView *view, BatcherUnit *unit, BatcherRef *ref,
 	if (unit->nready == 0)
 		unit->oldest_at = unit->newest_at = ref->chunk->committed_at;
 	unit->nready++;
+	unit->nbelow += ref->chunk->number < view->index->below;
 	unit->oldest_at = Min(unit->oldest_at, ref->chunk->committed_at);
 	unit->newest_at = Max(unit->newest_at, ref->chunk->committed_at);
 	count_urgent(view, unit, ref->row, 1);
@@ -390,6 +395,7 @@ static void
 uncount_ready(BatcherLaneView *view, BatcherUnit *unit, const BatcherRef *ref)
 {
 	unit->nready--;
+	unit->nbelow -= ref->chunk->number < view->index->below;
 	remove_priority(unit, batcher_row_priority(ref->row));
 	count_urgent(view, unit, ref->row, -1);
 	if (unit->nready > 0)
@@ -400,7 +406,8 @@ uncount_ready(BatcherLaneView *view, BatcherUnit *unit, const BatcherRef *ref)
 static void
 reset_ready(BatcherUnit *unit)
 {
-	unit->nready = unit->nurgent = unit->nalone = unit->npriority = 0;
+	unit->nready = unit->nbelow = unit->nurgent = unit->nalone = 0;
+	unit->npriority = 0;
 	while (!dlist_is_empty(&unit->lower))
 		free_level(dlist_head_element(BatcherLevel, node, &unit->lower));
 }
@@ -530,6 +537,7 @@ batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
 		chunk->committed_at >= unit->oldest_at)
 	{
 		count_ready(view, unit, ref, true);
+		index->nbelow += chunk->number < index->below;
 		if (unit->place == BATCHER_PLACE_WAITING &&
 			!batcher_unit_folds(view, unit))
 		{
@@ -542,23 +550,6 @@ batcher_unit_append(BatcherLaneView *view, BatcherChunk *chunk,
 	count_ready(view, unit, ref, true);
 	batcher_unit_put(view, unit);
 	return ref;
-}
-
-/*
- * Is the first row of this one's unit ready, and not to be tried again?
- */
-bool
-batcher_unit_is_ready(BatcherLaneView *view, BatcherChunk *chunk,
-					  BatcherRow *row)
-{
-	BatcherRef	ref = {NULL, chunk, row};
-	BatcherUnitId id;
-	BatcherUnit *unit;
-
-	identify_unit(view, &ref, &id);
-	unit = hash_search(view->index->units, &id, HASH_FIND, NULL);
-	return unit && unit->place != BATCHER_PLACE_NONE &&
-		unit->place != BATCHER_PLACE_RETRY;
 }
 
 /* Find the unit of a row with a key that is there. */
@@ -679,6 +670,35 @@ batcher_unit_force_retries(BatcherLaneView *view)
 	foreach(lc, units)
 		batcher_unit_put(view, lfirst(lc));
 	list_free(units);
+}
+
+/*
+ * Count the rows that are ready in chunks with a smaller number than 'below',
+ * from now on too.
+ */
+void
+batcher_unit_count_below(BatcherIndex *index, uint64 below)
+{
+	HASH_SEQ_STATUS status;
+	BatcherUnit *unit;
+	BatcherRef *ref;
+
+	if (index->below == below)
+		return;
+	index->below = below;
+	index->nbelow = 0;
+	hash_seq_init(&status, index->units);
+	while ((unit = hash_seq_search(&status)) != NULL)
+	{
+		unit->nbelow = 0;
+		if (unit->nready == 0)
+			continue;
+		for (ref = unit->head; ref != unit->barrier; ref = ref->next)
+			unit->nbelow += ref->chunk->number < below;
+		if (unit->place == BATCHER_PLACE_WAITING ||
+			unit->place == BATCHER_PLACE_TIMER)
+			index->nbelow += unit->nbelow;
+	}
 }
 
 /*

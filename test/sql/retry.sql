@@ -50,3 +50,28 @@ SELECT batch_wait('re', :other);
 SELECT n FROM re_done;
 SELECT batch_drop_queue('re', true);
 DROP TABLE re_done;
+-- what it holds back is not looked at for each batch of the others, though
+-- somebody has asked for it
+CREATE TABLE re_done (n int);
+SELECT batch_create_queue('re', 'INSERT INTO re_done SELECT 1 / payload::int FROM batch',
+	options => '{"flush_interval": "1 ms", "retry_delay": "1 h", "max_attempts": 1000, "durable": false}');
+SELECT batch_enqueue_many('re', array_agg(to_jsonb(i / 400000)), array_agg('bad'::text)) FROM generate_series(1, 400000) i;
+SELECT batch_flush('re', '0');
+CREATE PROCEDURE re_many(how_many int) LANGUAGE plpgsql AS $$
+DECLARE
+	ticket bigint;
+BEGIN
+	FOR i IN 1 .. how_many LOOP
+		ticket := batch_enqueue('re', '1', i::text);
+		COMMIT;
+		PERFORM batch_wait('re', ticket);
+		COMMIT;
+	END LOOP;
+END $$;
+SET statement_timeout = '10 s';
+CALL re_many(500);
+RESET statement_timeout;
+SELECT count(*) FROM re_done;
+SELECT batch_drop_queue('re', true);
+DROP PROCEDURE re_many(int);
+DROP TABLE re_done;
