@@ -2,7 +2,8 @@
  * index.h
  *	  The waiting rows of a lane, in the order in which they may leave.
  *
- * See index.c.  For unit.c, index.c, take.c and gather.c only.
+ * See index.c.  For place.c, unit.c, index.c, take.c and gather.c
+ * only.
  */
 #ifndef BATCHER_INDEX_H
 #define BATCHER_INDEX_H
@@ -148,28 +149,31 @@ batcher_first_by_priority(pairingheap *heap)
 		batcher_unit_by_priority(pairingheap_first(heap));
 }
 
-/* unit.c */
+/* place.c */
 extern int	batcher_unit_compare_age(const BatcherUnit *a,
 									 const BatcherUnit *b);
 extern int	batcher_unit_compare(const BatcherUnit *a, const BatcherUnit *b);
 extern void batcher_unit_take_off(BatcherIndex *index, BatcherUnit *unit);
-extern void batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit);
 extern TimestampTz batcher_unit_due(BatcherLaneView *view,
 									const BatcherUnit *unit);
 extern void batcher_unit_put_due(BatcherLaneView *view, BatcherUnit *unit);
+extern void batcher_unit_put(BatcherLaneView *view, BatcherUnit *unit);
+extern void batcher_unit_force_retries(BatcherLaneView *view);
+extern void batcher_unit_count_below(BatcherIndex *index, uint64 below);
+
+/* unit.c */
 extern bool batcher_row_is_alone(BatcherLaneView *view, const BatcherRow *row);
 extern bool batcher_unit_folds(BatcherLaneView *view, const BatcherUnit *unit);
-extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,
-							   BatcherRow *row);
+extern void batcher_unit_forget_ref(BatcherIndex *index, BatcherRef *ref);
+extern void batcher_unit_forget_held(BatcherUnit *unit);
 extern BatcherRef *batcher_unit_append(BatcherLaneView *view,
 									   BatcherChunk *chunk, BatcherRow *row);
 extern void batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
 								BatcherRow *row, BatcherRef *ref);
 extern BatcherRef *batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit);
 extern void batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref);
-extern void batcher_unit_forget_ref(BatcherIndex *index, BatcherRef *ref);
-extern void batcher_unit_force_retries(BatcherLaneView *view);
-extern void batcher_unit_count_below(BatcherIndex *index, uint64 below);
+extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,
+							   BatcherRow *row);
 
 /* take.c */
 extern BatcherBatch *batcher_batch_make(BatcherReason reason);
