@@ -251,6 +251,7 @@ extern bool batcher_retry_alone(BatcherLaneView *view, uint64 ticket,
 								BatcherFault *fault);
 extern void batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket);
 extern void batcher_retry_remove(BatcherLaneView *view, uint64 ticket);
+extern bool batcher_retry_waits(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_known(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_force(BatcherLaneView *view);
 extern void batcher_retry_reset(BatcherLaneView *view);
@@ -333,7 +334,9 @@ extern void batcher_payload_make(BatcherLaneView *view, BatcherBatch *batch);
 extern void batcher_readback_refill(BatcherLaneView *view);
 extern BatcherChunk *batcher_readback_first(BatcherLaneView *view);
 extern BatcherChunk *batcher_readback_next(BatcherChunk *chunk);
+extern void batcher_readback_recall(BatcherLaneView *view);
 extern bool batcher_readback_low(BatcherLaneView *view);
+extern bool batcher_readback_unread(BatcherLaneView *view);
 extern bool batcher_readback_settled(BatcherLaneView *view, uint64 upto);
 extern void batcher_readback_rewind(BatcherLaneView *view);
 extern BatcherChunk *batcher_readback_take(BatcherLaneView *view);

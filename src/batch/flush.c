@@ -515,6 +515,7 @@ is_damage(const ErrorData *error)
 /* What came of reading back. */
 typedef enum RefillResult
 {
+	REFILL_NOT_DONE,
 	REFILL_DONE,
 	REFILL_AGAIN,				/* a tuple that stood in the way is gone */
 	REFILL_FAILED				/* the lane is put off */
@@ -632,12 +633,13 @@ bool
 batcher_flush_lane(BatcherLaneView *view, bool draining)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	RefillResult refilled = REFILL_DONE;
+	RefillResult refilled = REFILL_NOT_DONE;
 	BatcherBatch *batch;
 
 	view->deadline = BATCHER_NEVER;
 	if (pg_atomic_read_u32(&view->queue->main->lane.frozen) != 0)
 		return false;
+	batcher_readback_recall(view);
 	if (batcher_readback_low(view) && may_read_back(view, draining))
 		refilled = refill(view);
 
@@ -654,5 +656,8 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 		view->deadline = Min(view->deadline,
 							 (TimestampTz) pg_atomic_read_u64(&lane->retry_at));
 	batcher_gather_publish(view);
-	return refilled == REFILL_AGAIN;
+	/* none of what was read is due: what comes then may be */
+	return refilled == REFILL_AGAIN ||
+		(refilled == REFILL_DONE && batcher_readback_low(view) &&
+		 batcher_readback_unread(view));
 }

@@ -2,8 +2,8 @@
  * index.h
  *	  The waiting rows of a lane, in the order in which they may leave.
  *
- * See index.c.  For place.c, unit.c, index.c, take.c and gather.c
- * only.
+ * See index.c.  For place.c, unit.c, index.c, take.c, passed.c
+ * and gather.c only.
  */
 #ifndef BATCHER_INDEX_H
 #define BATCHER_INDEX_H
@@ -170,6 +170,8 @@ extern BatcherRef *batcher_unit_append(BatcherLaneView *view,
 									   BatcherChunk *chunk, BatcherRow *row);
 extern void batcher_unit_decide(BatcherLaneView *view, BatcherChunk *chunk,
 								BatcherRow *row, BatcherRef *ref);
+extern bool batcher_unit_waits_for(BatcherLaneView *view, BatcherChunk *chunk,
+								   BatcherRow *row, uint64 *ticket);
 extern BatcherRef *batcher_unit_pop(BatcherLaneView *view, BatcherUnit *unit);
 extern void batcher_unit_push_back(BatcherLaneView *view, BatcherRef *ref);
 extern void batcher_unit_split(BatcherLaneView *view, BatcherChunk *chunk,

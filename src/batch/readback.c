@@ -22,6 +22,7 @@
 #include "access/xact.h"
 #include "base/debug.h"
 #include "batch/batch.h"
+#include "batch/passed.h"
 #include "miscadmin.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -32,7 +33,9 @@
 /*
  * Rows are read so many bytes at a time, while few of those at hand are ready;
  * and at most so many are at hand.  Where rows of one key become one all these
- * are read, because what is at hand may be waiting for later ones.
+ * are read, because what is at hand may be waiting for later ones.  Elsewhere
+ * keys that wait for a row that is tried again are passed over then, so that
+ * they do not keep others from being read (passed.c).
  */
 #define READ_AHEAD		(4 * 1024 * 1024)
 #define MOST_AHEAD		(64 * 1024 * 1024)
@@ -68,6 +71,8 @@ struct BatcherReadback
 	bool		partial;		/* there are more than the entries */
 	int64		nlive;			/* rows of the chunks that are not settled */
 	Size		bytes;			/* of the chunks */
+	BatcherPassed passed;		/* keys that are not read for now */
+	bool		none_passes;	/* of the chunks none is of these */
 	BatcherPrivateChunk *first;
 	BatcherPrivateChunk *last;
 	BatcherPrivateChunk *untaken;	/* the first that the index does not have */
@@ -141,15 +146,72 @@ wants_scan(BatcherLaneView *view)
 
 	if (rb->next < rb->nentries)
 		return false;
-	return rb->nlive == 0 ||
-		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) > rb->nlive;
+	return rb->nlive + rb->passed.nrows == 0 ||
+		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) >
+		rb->nlive + rb->passed.nrows;
+}
+
+static Size
+most_ahead(void)
+{
+	return batcher_debug_limit("most-ahead", MOST_AHEAD);
 }
 
 /* May more be read, as far as memory is concerned? */
 static bool
 has_room(BatcherLaneView *view)
 {
-	return view->readback->bytes < MOST_AHEAD;
+	return view->readback->bytes < most_ahead();
+}
+
+/* May there be room once more keys are passed over? */
+static bool
+may_pass(BatcherLaneView *view)
+{
+	return view->def->options.key_policy == BATCHER_KEYS_ALL &&
+		view->index != NULL && !view->readback->none_passes;
+}
+
+/* Let go of the chunks whose rows all wait for one that is tried again. */
+static void
+pass_over(BatcherLaneView *view)
+{
+	BatcherReadback *rb = view->readback;
+	MemoryContext old = MemoryContextSwitchTo(rb->cxt);
+	List	   *chunks = NIL;
+	ListCell   *lc;
+	BatcherChunk *chunk;
+
+	for (chunk = batcher_readback_first(view); chunk;
+		 chunk = batcher_readback_next(chunk))
+	{
+		if (chunk->nlive > 0 && batcher_passed_note(view, &rb->passed, chunk))
+			chunks = lappend(chunks, chunk);
+	}
+	MemoryContextSwitchTo(old);
+	if (chunks)
+		batcher_index_reset(view);
+	foreach(lc, chunks)
+	{
+		chunk = lfirst(lc);
+		batcher_passed_count(&rb->passed, chunk,
+							 batcher_private_chunk(chunk)->place);
+		rb->nlive -= chunk->nlive;
+		batcher_readback_release(view, chunk);
+	}
+	rb->none_passes = chunks == NIL;
+	list_free(chunks);
+}
+
+/*
+ * If rows that were passed over need not wait any longer, forget what was read:
+ * it is read anew with them.  Before rows are gathered.
+ */
+void
+batcher_readback_recall(BatcherLaneView *view)
+{
+	if (view->readback && !batcher_passed_wait(view, &view->readback->passed))
+		batcher_readback_reset(view);
 }
 
 /*
@@ -169,8 +231,19 @@ batcher_readback_low(BatcherLaneView *view)
 		return false;
 	if (rb == NULL || rb->next < rb->nentries)
 		return (low || options->key_policy != BATCHER_KEYS_ALL) &&
-			(rb == NULL || has_room(view));
+			(rb == NULL || has_room(view) || may_pass(view));
 	return low && wants_scan(view);
+}
+
+/*
+ * Whether some of what was found has not been read, and there is room for it.
+ */
+bool
+batcher_readback_unread(BatcherLaneView *view)
+{
+	BatcherReadback *rb = view->readback;
+
+	return rb != NULL && rb->next < rb->nentries && has_room(view);
 }
 
 /*
@@ -190,6 +263,7 @@ batcher_readback_settled(BatcherLaneView *view, uint64 upto)
 	 * beyond it.
 	 */
 	return rb != NULL && rb->scanned_upto > upto &&
+		(rb->passed.nrows == 0 || rb->passed.from >= upto) &&
 		(rb->next < rb->nentries ? rb->entries[rb->next].order >= upto :
 		 !rb->partial);
 }
@@ -224,6 +298,7 @@ batcher_readback_release(BatcherLaneView *view, BatcherChunk *chunk)
 	if (rb->untaken == private)
 		rb->untaken = private->next;
 	rb->bytes -= batcher_chunk_bytes(chunk);
+	rb->none_passes = false;
 	pfree(private->enqueued_by);
 	pfree(private);
 }
@@ -457,7 +532,7 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 	bool		all_there = true;
 	/* few of those at hand are ready, the others wait for one of their key */
 	Size		limit = view->def->options.key_policy == BATCHER_KEYS_ALL ?
-		Min(rb->bytes + READ_AHEAD, MOST_AHEAD) : MOST_AHEAD;
+		Min(rb->bytes + READ_AHEAD, most_ahead()) : most_ahead();
 
 	while (rb->next < rb->nentries && rb->bytes < limit)
 	{
@@ -475,6 +550,12 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 			break;
 		}
 		rb->next++;
+		if (batcher_passed_has(&rb->passed, chunk))
+		{
+			batcher_passed_count(&rb->passed, chunk, entry->order);
+			MemoryContextReset(scratch);
+			continue;
+		}
 		size = batcher_chunk_bytes(chunk);
 		private = MemoryContextAllocHuge(rb->cxt,
 										 offsetof(BatcherPrivateChunk, chunk) +
@@ -527,6 +608,8 @@ batcher_readback_refill(BatcherLaneView *view)
 		batcher_readback_reset(view);
 	if (view->readback == NULL || wants_scan(view))
 		(void) scan_spool(view, spool, version);
+	if (view->readback && !has_room(view) && may_pass(view))
+		pass_over(view);
 	/* left out now and found later it would come after rows of its key */
 	while (view->readback && !fetch_chunks(view, spool))
 		(void) scan_spool(view, spool, version);

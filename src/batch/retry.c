@@ -131,6 +131,19 @@ batcher_retry_remove(BatcherLaneView *view, uint64 ticket)
 }
 
 /*
+ * Whether a row is known to wait to be tried again by itself.
+ */
+bool
+batcher_retry_waits(BatcherLaneView *view, uint64 ticket)
+{
+	Retry	   *retry = NULL;
+
+	if (view->retries)
+		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
+	return retry && !retry->rejoins;
+}
+
+/*
  * Whether it is known of a row that it has failed.
  */
 bool

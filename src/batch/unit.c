@@ -402,6 +402,24 @@ find_unit(BatcherIndex *index, BatcherChunk *chunk, BatcherRow *row)
 }
 
 /*
+ * Does a row wait for one before it in its key, 'ticket', that is tried again?
+ */
+bool
+batcher_unit_waits_for(BatcherLaneView *view, BatcherChunk *chunk,
+					   BatcherRow *row, uint64 *ticket)
+{
+	BatcherUnit *unit = NULL;
+
+	if (row->flags & BATCHER_ROW_KEY)
+		unit = find_unit(view->index, chunk, row);
+	if (unit == NULL || unit->place != BATCHER_PLACE_RETRY ||
+		unit->barrier != unit->head || unit->head->row == row)
+		return false;
+	*ticket = unit->head->chunk->first_ticket + unit->head->row->ticket;
+	return true;
+}
+
+/*
  * A row with a key, which was there as 'ref', is decided.  If it was rolled
  * back, an earlier row of its chunk and key may have taken the ref away.
  */

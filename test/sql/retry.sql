@@ -43,10 +43,18 @@ SELECT batch_create_queue('re',
 	'INSERT INTO re_done SELECT 1 / (payload->>''n'')::int FROM batch',
 	options => '{"flush_interval": "10 ms", "retry_delay": "1 h", "max_attempts": 1000, "memory_limit": "200kB"}');
 SELECT batch_pause('re');
-SELECT count(batch_enqueue('re', jsonb_build_object('n', i - 1, 'long', repeat('x', 100000)), 'bad')) FROM generate_series(1, 60) i;
+SELECT count(batch_enqueue('re', jsonb_build_object('n', i - 1, 'long', repeat('x', 100000)), 'bad')) FROM generate_series(1, 400) i;
 SELECT batch_enqueue('re', '{"n": 1}', 'other') AS other \gset
 SELECT batch_resume('re');
-SELECT batch_wait('re', :other);
+-- (nothing wakes the worker)
+DO $$
+BEGIN
+	FOR i IN 1..3000 LOOP
+		EXIT WHEN EXISTS (SELECT FROM re_done);
+		PERFORM pg_sleep(0.01);
+	END LOOP;
+END $$;
+SELECT batch_wait('re', :other, '0');
 SELECT n FROM re_done;
 SELECT batch_drop_queue('re', true);
 DROP TABLE re_done;
