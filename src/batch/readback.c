@@ -236,14 +236,16 @@ batcher_readback_low(BatcherLaneView *view)
 }
 
 /*
- * Whether some of what was found has not been read, and there is room for it.
+ * Whether some of what was found has not been read, and there is room for it, or
+ * may be.
  */
 bool
 batcher_readback_unread(BatcherLaneView *view)
 {
 	BatcherReadback *rb = view->readback;
 
-	return rb != NULL && rb->next < rb->nentries && has_room(view);
+	return rb != NULL && rb->next < rb->nentries &&
+		(has_room(view) || may_pass(view));
 }
 
 /*
