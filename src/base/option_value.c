@@ -129,7 +129,7 @@ batcher_option_limit(const BatcherOption *option, bool upper)
 		case BATCHER_OPTION_INT:
 			return psprintf("%.0f", limit);
 		case BATCHER_OPTION_NUMBER:
-			return psprintf("%g", limit);
+			return psprintf("%.15g", limit);
 		case BATCHER_OPTION_DURATION:
 			return format_duration(limit);
 		case BATCHER_OPTION_SIZE:
