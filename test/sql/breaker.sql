@@ -1,6 +1,6 @@
 -- The breaker: opens when flushes fail in a row, or at once when the statement
 -- itself does; rows gather, small batches try whether it may close.
--- M4.8 (circuit breaker), M5.4 (failures in a row, recovery, test batches)
+-- M4.8 (circuit breaker), M5.4 (failures in a row, recovery, test batches), M5.5
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;

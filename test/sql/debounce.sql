@@ -83,6 +83,7 @@ SELECT batches, batches_debounced + batches_swept AS by_timer FROM batcher.stat_
 
 -- What cannot be.
 SELECT batch_create_queue('de bad', options => '{"debounce": "1 s"}');
+\echo :SQLSTATE
 SELECT batch_create_queue('de bad', options => '{"debounce": "1 s", "key_policy": "all"}');
 SELECT batch_create_queue('de bad', options => '{"debounce": "2 s", "key_policy": "last", "max_wait": "1 s"}');
 SELECT batch_alter_queue('de', '{"key_policy": "all"}');

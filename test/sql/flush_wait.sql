@@ -1,5 +1,6 @@
 -- batch_flush and batch_wait.
--- M1.3, M2.6 (a batch can be forced now)
+-- M1.3, M2.6 (a batch can be forced now), M4.2 (a publisher waits until its
+-- event is out)
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;

@@ -34,6 +34,9 @@ SELECT batch_flush('kp');
 -- Anything else is overwritten.
 SELECT batch_enqueue_many('kp', '{"{\"a\": 1}", "[1]", "[2]", "{}", "null", "{\"b\": {}}", "{\"b\": 1}", "{\"b\": {\"c\": 2}}"}', '{a,a,b,b,c,c,d,d}');
 SELECT batch_flush('kp');
+-- Who has no key stands alone, and a policy is fine where nobody has one.
+SELECT batch_enqueue_many('kp', '{"{\"a\": 1}", "{\"b\": 1}", "{\"a\": 2}"}');
+SELECT batch_flush('kp');
 -- A row that was rolled back supersedes nothing.
 SELECT batch_enqueue('kp', '{"v": 1}', 'r') > 0 AS has_ticket;
 BEGIN;

@@ -1,5 +1,5 @@
 -- When memory is full: spill, wait, or an error.
--- M5.9 (bounded memory)
+-- M5.5 (a limit of memory), M5.9 (bounded memory)
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;

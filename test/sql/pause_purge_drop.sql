@@ -1,4 +1,5 @@
 -- Holding a queue, emptying it, and dropping it.
+-- M5.1 (start, stop)
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;

@@ -1,6 +1,7 @@
 -- Presets: named sets of values, which give way to what is given.
 -- M4.3 (presets for production, development and test), M5.8 (small, medium and
--- large load), M3.1 (500 ms or 10 events, grouped)
+-- large load), M3.1 (500 ms or 10 events, grouped), M4.1 (50 messages or 500 ms,
+-- a hard limit of 200)
 -- M1.3 and M1.7 (every fifteen minutes or 1,000 rows; changed at run time)
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
@@ -78,5 +79,35 @@ SELECT batch_enqueue('pr', '1') AS ticket \gset
 SELECT batch_wait('pr', :ticket);
 SELECT batches_by_size, batches_by_time, rows_flushed FROM batcher.stat_queue WHERE queue = 'pr';
 
-SELECT batch_drop_queue('pr');
+-- A flush at so many rows, after so long, and never of more than so many.
+CREATE TABLE pr_batch (n bigint GENERATED ALWAYS AS IDENTITY, rows bigint);
+SELECT batch_create_queue('pr size', 'INSERT INTO pr_batch (rows) SELECT count(*) FROM batch');
+-- M3.1: 10 rows or 500 ms.
+SELECT batch_alter_queue('pr size', '{"preset": "realtime", "flush_interval": "1 h"}');
+SELECT max(batch_enqueue('pr size', to_jsonb(g))) AS ticket FROM generate_series(1, 9) AS g \gset
+SELECT batch_wait('pr size', :ticket, '100 ms');
+SELECT batch_enqueue('pr size', '10') AS ticket \gset
+SELECT batch_wait('pr size', :ticket);
+SELECT batch_alter_queue('pr size', '{"flush_interval": null}');
+SELECT current_window FROM batcher.status WHERE queue = 'pr size';
+SELECT batch_enqueue('pr size', '11') AS ticket \gset
+SELECT batch_wait('pr size', :ticket);
+SELECT rows FROM pr_batch ORDER BY n;
+TRUNCATE pr_batch;
+-- M4.1: 50 rows or 500 ms, and at most 200 rows.
+SELECT batch_alter_queue('pr size', '{"preset": "development", "max_batch_size": 200, "flush_interval": "1 h"}');
+SELECT max(batch_enqueue('pr size', to_jsonb(g))) AS ticket FROM generate_series(1, 49) AS g \gset
+SELECT batch_wait('pr size', :ticket, '100 ms');
+SELECT batch_enqueue('pr size', '50') AS ticket \gset
+SELECT batch_wait('pr size', :ticket);
+SELECT max(batch_enqueue('pr size', to_jsonb(g))) AS ticket FROM generate_series(1, 500) AS g \gset
+SELECT batch_wait('pr size', :ticket);
+SELECT batch_alter_queue('pr size', '{"flush_interval": null}');
+SELECT current_window FROM batcher.status WHERE queue = 'pr size';
+SELECT batch_enqueue('pr size', '551') AS ticket \gset
+SELECT batch_wait('pr size', :ticket);
+SELECT rows FROM pr_batch ORDER BY n;
+
+SELECT batch_drop_queue('pr'), batch_drop_queue('pr size');
+DROP TABLE pr_batch;
 DROP FUNCTION pr_set_by_preset(text), pr_config(text);

@@ -2,6 +2,8 @@
 # Rows that wait when the server stops without warning are read back in order,
 # and rows that come meanwhile do not overtake them.
 #
+# M4.8 (persistent queues)
+#
 # Failure table: "kill -9 of any server process", "immediate stop, power loss".
 
 use strict;

@@ -1,6 +1,8 @@
 
 # What a stop of the server does with rows that wait.
 #
+# M3.3 (shutdown flushes), M4.4 (shutdown loses nothing)
+#
 # Failure table: "fast or smart stop", and "immediate stop" for the file of
 # saved rows.
 
