@@ -89,12 +89,15 @@ wait_sql($node,
 	q(SELECT batches_failed > 0 FROM batcher.stat_queue WHERE queue = 'q' AND last_error ~ 'timeout'));
 check_files('after a timeout');
 
-# A worker that is ended in the middle.
+# A worker that is ended in the middle.  The rows that wait are not to be flushed
+# again, for an hour, before they are thrown away.
 sql(
 	$node, q(
+SELECT batch_pause('q');
 SELECT batch_alter_queue('q', '{"flush_timeout": "1 h"}');
 SELECT batch_purge('q');
-SELECT batch_reset_breaker('q')));
+SELECT batch_reset_breaker('q');
+SELECT batch_resume('q')));
 enqueue(1, 5000);
 sql($node, q(SELECT batch_flush('q', '0')));
 wait_sql($node, q(
