@@ -225,11 +225,17 @@ SKIP:
 SELECT batch_create_queue('deep', options => '{"flush_interval": "1 h",
 	"notify_channel": "deep", "notify_format": "rows",
 	"notify_encoding": "zlib"}')));
+	# workers have less of the stack than who enqueues
+	sql(
+		$node, q(
+ALTER SYSTEM SET max_stack_depth = '400kB';
+SELECT pg_reload_conf()));
+	wait_sql($node, 'SHOW max_stack_depth', '400kB');
 	my $listener = $node->background_psql('postgres');
 
 	$listener->query_safe('LISTEN deep');
 	my @messages;
-	foreach my $payload (q('1'), q((repeat('[', 30000) || repeat(']', 30000))),
+	foreach my $payload (q('1'), q((repeat('[', 6000) || repeat(']', 6000))),
 		q('2'))
 	{
 		sql(
