@@ -324,6 +324,10 @@ is_thinning_due(BatcherLaneView *view)
 		options->key_policy == BATCHER_KEYS_ALL ||
 		options->key_policy == BATCHER_KEYS_MERGE)
 		return false;
+	/* what has come may be under a newer definition than ours */
+	pg_memory_barrier();
+	if (pg_atomic_read_u64(&view->db->generation) != view->generation)
+		return false;
 	view->thin_at = Max(THIN_ROWS, Min(view->thin_at, 2 * index->nrefs));
 	return index->nrefs >= view->thin_at &&
 		index->nrefs / THIN_SHARE >= hash_get_num_entries(index->units);

@@ -173,9 +173,9 @@ batcher_change_freeze(BatcherSharedQueue *queue)
 void
 batcher_change_close(BatcherSharedQueue *queue)
 {
+	changed_db = batcher_catalog_database();
 	add_change(CHANGE_CLOSED, queue, NULL);
-	pg_atomic_write_u64(&queue->closed_at,
-						batcher_number_take(batcher_catalog_database()));
+	pg_atomic_write_u64(&queue->closed_at, batcher_number_take(changed_db));
 	pg_memory_barrier();
 	(void) pg_atomic_fetch_add_u32(&queue->closed, 1);
 	pg_memory_barrier();
@@ -253,6 +253,9 @@ end_changes(bool commit, int level)
 			case CHANGE_CLOSED:
 				if (queue)
 					(void) pg_atomic_fetch_sub_u32(&queue->closed, 1);
+				/* lanes that were made for it are taken away */
+				if (queue && !commit)
+					(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
 				break;
 			case CHANGE_CREATED:
 				if (!commit)

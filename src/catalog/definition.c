@@ -453,6 +453,7 @@ batcher_definition_shared(const BatcherQueueDef *def)
 {
 	BatcherQueueKey key;
 	BatcherSharedQueue *queue;
+	int			i = 0;
 
 	if (batcher_shared == NULL)
 		return NULL;
@@ -460,7 +461,9 @@ batcher_definition_shared(const BatcherQueueDef *def)
 	key.queue_id = def->id;
 	key.lane = 0;
 	queue = batcher_shmem_queue(key);
-	if (queue && queue->lanes[def->options.lanes - 1])
+	while (queue && i < def->options.lanes && queue->lanes[i])
+		i++;
+	if (i == def->options.lanes)
 		return queue;
 	queue = batcher_definition_make_lanes(key, def->options.lanes, false);
 	batcher_definition_publish(def, queue);

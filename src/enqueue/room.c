@@ -17,39 +17,46 @@
 
 /*
  * Thinning that freed less than half of what waits took its time in vain: the
- * next one comes after so many times that time.
+ * next one comes after so many times that time, a second at most.
  */
 #define THIN_PAUSE		50
 
 /*
  * There is no room: give up rows of the queue's hot keys, if it is one where
- * that can be done (see queue/thin.c).  True if some were given up.
+ * that can be done (see queue/thin.c).  True if some were given up, perhaps by
+ * another session.  Not while definitions are changed that may be rolled back.
  */
 bool
 batcher_room_make(BatcherTarget *target)
 {
 	BatcherSharedLane *lane = &target->queue->lane;
-	BatcherSharedQueue *entry;
+	BatcherSharedDatabase *db = batcher_catalog_database();
 	TimestampTz begin;
 	TimestampTz end;
 	int64		ngiven = 0;
 	int64		npending = 0;
 	int			i;
 
-	if (!target->thins)
+	if (!target->thins || batcher_change_is_open())
 		return false;
 	begin = batcher_clock_now();
 	if (begin < (TimestampTz) pg_atomic_read_u64(&lane->thin_after))
 		return false;
-	batcher_foreach_lane(entry, i, target->queue)
+	for (i = 0; i < target->nlanes; i++)
 	{
-		ngiven += batcher_lane_thin_inbox(entry);
+		BatcherSharedQueue *entry = target->queue->lanes[i];
+		int64		n = batcher_lane_thin_inbox(entry, &db->generation,
+												target->generation);
+
+		if (n < 0)
+			return true;		/* somebody else was at it */
+		ngiven += n;
 		npending += pg_atomic_read_u64(&entry->lane.npending);
 	}
 	end = batcher_clock_now();
 	if (ngiven < npending)
-		pg_atomic_write_u64(&lane->thin_after,
-							end + THIN_PAUSE * (end - begin));
+		pg_atomic_write_u64(&lane->thin_after, end +
+							Min(THIN_PAUSE * (end - begin), USECS_PER_SEC));
 	return ngiven > 0;
 }
 

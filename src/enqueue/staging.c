@@ -131,6 +131,7 @@ find_lane(BatcherTarget *target, const text *key)
 	StagedLane *lane;
 	int			i;
 
+	Assert(queue != NULL);
 	for (i = nlanes - 1; i >= 0; i--)
 	{
 		if (lanes[i].queue == queue)

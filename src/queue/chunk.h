@@ -184,7 +184,9 @@ extern int	batcher_lane_choose(const text *key, int nlanes);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);
 
 /* thin.c */
-extern int64 batcher_lane_thin_inbox(BatcherSharedQueue *queue);
+extern int64 batcher_lane_thin_inbox(BatcherSharedQueue *queue,
+									 pg_atomic_uint64 *generation,
+									 uint64 expected);
 extern int64 batcher_lane_thin_taken(BatcherSharedQueue *queue);
 
 /* owner.c */

@@ -11,7 +11,8 @@
  * what debounce counts from.
  *
  * Nothing is given up that would leave in another way than the newest: what is
- * immediate, a batch of its own, or of a higher priority, and what has failed.
+ * immediate, a batch of its own, or of a higher priority, and what has failed by
+ * its own fault; and nothing for a newer row that an undecided one holds back.
  * It is not certain that a key is thinned: what is known of a key is lost if
  * another one has the same place in a table of fixed size, which needs no
  * memory under the lock.
@@ -102,10 +103,18 @@ thin_chunk(Thinning *thinning, BatcherChunk *chunk)
 	BatcherRow *row = batcher_chunk_first(chunk);
 	int			i;
 
+	uint32		state = pg_atomic_read_u32(&chunk->state);
+
 	if (!(chunk->flags & BATCHER_CHUNK_KEYED) ||
 		(chunk->flags & BATCHER_CHUNK_DURABLE) ||
-		pg_atomic_read_u32(&chunk->state) != BATCHER_CHUNK_COMMITTED)
+		state == BATCHER_CHUNK_VOID)
 		return;
+	if (state == BATCHER_CHUNK_COMMITTING)
+	{
+		/* what is newer is held back by it: what is older may leave before */
+		memset(thinning->places, 0, (thinning->mask + 1) * sizeof(KeyPlace));
+		return;
+	}
 	Assert(chunk->nrows <= lengthof(rows));
 	for (i = 0; i < chunk->nrows; i++, row = batcher_row_next(row))
 		rows[i] = row;
@@ -132,11 +141,15 @@ thinning_end(Thinning *thinning, BatcherSharedQueue *queue)
 
 /*
  * Thin the keys of what is in the inbox of a queue whose key_policy is "last"
- * or "first"; returns how many rows were given up.  Takes time that grows with
- * the inbox, under lane.lock.  A producer.
+ * or "first" as long as '*generation' of the definitions is the one that is
+ * 'expected': else nothing is done, because what is there by then may be under
+ * another policy.  Returns how many rows were given up, or -1 if the lock was
+ * not free: then who had it may have done it.  Takes time that grows with the
+ * inbox, under lane.lock.  A producer.
  */
 int64
-batcher_lane_thin_inbox(BatcherSharedQueue *queue)
+batcher_lane_thin_inbox(BatcherSharedQueue *queue,
+						pg_atomic_uint64 *generation, uint64 expected)
 {
 	BatcherSharedLane *lane = &queue->lane;
 	dsa_pointer p;
@@ -144,8 +157,17 @@ batcher_lane_thin_inbox(BatcherSharedQueue *queue)
 	Thinning	thinning;
 
 	thinning_begin(&thinning, queue);
-	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
-	for (p = pg_atomic_read_u64(&lane->inbox); DsaPointerIsValid(p);)
+	if (!LWLockAcquireOrWait(&lane->lock, LW_EXCLUSIVE))
+	{
+		pfree(thinning.places);
+		return -1;
+	}
+	p = pg_atomic_read_u64(&lane->inbox);
+	/* what was pushed before it changes was enqueued under that policy */
+	pg_memory_barrier();
+	if (pg_atomic_read_u64(generation) != expected)
+		p = InvalidDsaPointer;
+	while (DsaPointerIsValid(p))
 	{
 		BatcherChunk *chunk = batcher_area_address(p);
 

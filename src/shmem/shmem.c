@@ -417,29 +417,41 @@ batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	queue = hash_search(queues, &key, HASH_ENTER_NULL, &found);
 	if (queue && !found)
+	{
 		init_queue(queue, main, fresh);
+		if (main == NULL)
+			batcher_shared->nqueues++;
+	}
 	LWLockRelease(&batcher_shared->lock);
 	return queue;
 }
 
 /*
  * The same for lanes 0 to 'nlanes' - 1 of the queue with this key; returns the
- * main entry.
+ * main entry.  If there is no room for one, those that were made are taken away
+ * again, but for the main entry.
  */
 BatcherSharedQueue *
 batcher_shmem_lanes_create(BatcherQueueKey key, int nlanes, bool fresh)
 {
 	BatcherSharedQueue *main;
-	int			i;
+	bool		made[BATCHER_MAX_LANES] = {false};
 
 	key.lane = 0;
 	main = batcher_shmem_queue_create(key, fresh);
-	for (i = 1; main && i < nlanes; i++)
+	for (key.lane = 1; main && key.lane < nlanes; key.lane++)
 	{
-		key.lane = i;
-		if (main->lanes[i] == NULL &&
-			batcher_shmem_queue_create(key, fresh) == NULL)
-			return NULL;
+		if (main->lanes[key.lane] != NULL)
+			continue;
+		made[key.lane] = batcher_shmem_queue_create(key, fresh) != NULL;
+		if (made[key.lane])
+			continue;
+		while (--key.lane > 0)
+		{
+			if (made[key.lane])
+				(void) batcher_shmem_queue_remove(key);
+		}
+		return NULL;
 	}
 	return main;
 }
@@ -462,6 +474,8 @@ batcher_shmem_queue_remove(BatcherQueueKey key)
 	{
 		queue->main->lanes[key.lane] = NULL;
 		(void) hash_search(queues, &key, HASH_REMOVE, NULL);
+		if (key.lane == 0)
+			batcher_shared->nqueues--;
 		removed = true;
 	}
 	LWLockRelease(&batcher_shared->lock);
@@ -474,7 +488,7 @@ batcher_shmem_queue_remove(BatcherQueueKey key)
 int
 batcher_shmem_queue_count(void)
 {
-	return hash_get_num_entries(queues);
+	return batcher_shared->nqueues;
 }
 
 /*

@@ -367,6 +367,7 @@ typedef struct BatcherShared
 	char	   *area_base;
 	Size		area_size;
 	pg_atomic_uint64 area_used; /* bytes given out */
+	int			nqueues;		/* main entries; read without the lock too */
 	pg_atomic_uint64 fate_bytes;	/* of these, for fates of tickets */
 	pg_atomic_uint32 launcher_proc; /* its PGPROC number + 1 */
 	pg_atomic_uint32 wakeups;	/* how often somebody was woken */

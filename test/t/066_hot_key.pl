@@ -17,6 +17,7 @@ my $limit = 1024 * 1024;
 my $node = new_node('hot_key', q(
 batcher.shared_memory_size = 16MB
 batcher.enqueue_timeout = '1s'
+batcher.max_workers = 1
 batcher.flush_interval = '10ms'
 synchronous_commit = off
 ));
@@ -103,6 +104,39 @@ is( sql(
 SELECT count(*) FROM done, jsonb_object_keys(payload) WHERE queue = 'merge')),
 	$taken,
 	'nothing that was merged is missing');
+
+# Rows of a queue whose policy is about to change, or has just been changed, are
+# not given up: neither by who may roll that back, nor by a worker that has not
+# read it yet.
+sql(
+	$node, qq(
+SELECT batch_create_queue('all', 'INSERT INTO done SELECT ''all'', batch_key, payload FROM batch',
+	options => '{"durable": false, "memory_limit": $limit, "when_full": "error"}');
+SELECT batch_create_queue('changed', 'INSERT INTO done SELECT ''changed'', batch_key, payload FROM batch',
+	options => '{"durable": false, "key_policy": "last", "debounce": "1 h", "max_wait": "1 h"}')));
+$locker->query_safe('BEGIN; LOCK TABLE done');
+sql($node, q(SELECT batch_enqueue('all', '0', 'before', immediate => true)));
+wait_sql($node, q(SELECT is_flushing FROM batcher.status WHERE queue = 'all'));
+try_sql($node, qq(CALL enqueue_each('all', $rows)));
+my $enqueued = sql($node,
+	q(SELECT rows_enqueued FROM batcher.stat_queue WHERE queue = 'all'));
+cmp_ok($enqueued, '<', $rows, 'memory is full');
+try_sql($node, q(
+BEGIN;
+SELECT batch_alter_queue('all', '{"key_policy": "last"}');
+SELECT batch_enqueue('all', '-1', 'hot') FROM generate_series(1, 100);
+ROLLBACK));
+sql($node, q(SELECT batch_alter_queue('changed', '{"key_policy": "all", "debounce": null, "max_wait": null}')));
+sql($node, qq(
+SELECT batch_enqueue_many('changed', array_agg(to_jsonb(i)), array_agg('hot'::text))
+FROM generate_series(1, $rows) i));
+$locker->query_safe('COMMIT');
+wait_drained($node, $_) foreach 'all', 'changed';
+is( sql(
+		$node, q(
+SELECT queue, count(*) FROM done WHERE queue IN ('all', 'changed') GROUP BY 1 ORDER BY 1)),
+	"all|$enqueued\nchanged|$rows",
+	'all rows were flushed where each counts');
 
 # The worker looks at rows whose keys are not quiet yet, and gives up most.
 sql(
