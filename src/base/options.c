@@ -55,9 +55,8 @@ get_stored_by_name(Jsonb *stored, const char *name, BatcherOptionValue *result)
 }
 
 /*
- * Raise the error for a name that no option has.  The nearest one is suggested,
- * whatever the case of the letters, if it is not farther than PostgreSQL goes
- * for names of columns: half of the letters, and at most three of them.
+ * Raise the error for a name that no option has.  There is always a nearest
+ * one to suggest, whatever the case of the letters.
  */
 static void
 report_unknown_name(const char *name, int len)
@@ -65,7 +64,7 @@ report_unknown_name(const char *name, int len)
 	const char *nearest = NULL;
 	char	   *shown = batcher_option_clip(name, len);
 	char	   *folded = asc_tolower(shown, strlen(shown));
-	int			best = Min(3, strlen(folded) / 2) + 1;
+	int			best = -1;		/* no bound yet */
 
 	for (int i = 0; i < batcher_num_options; i++)
 	{
@@ -75,7 +74,7 @@ report_unknown_name(const char *name, int len)
 		distance = varstr_levenshtein_less_equal(folded, strlen(folded),
 												 known, strlen(known),
 												 1, 1, 1, best, true);
-		if (distance < best)
+		if (nearest == NULL || distance < best)
 		{
 			nearest = known;
 			best = distance;
@@ -84,9 +83,7 @@ report_unknown_name(const char *name, int len)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("option \"%s\" does not exist", shown),
-			 nearest ?
-			 errhint("Perhaps you meant the option \"%s\".", nearest) :
-			 errhint("The view batcher.option shows all of them.")));
+			 errhint("Perhaps you meant the option \"%s\".", nearest)));
 }
 
 /* Refuse a number of rows that is greater than another one. */
