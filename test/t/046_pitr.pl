@@ -135,14 +135,7 @@ sub check_recovered
 	sql($node, q(SELECT batch_flush('late')));
 	wait_drained($node, 'late', 'served');
 	check_rows($node, "$point: each row that waited is flushed once");
-	is( sql(
-			$node, q(
-SELECT count(*) FROM
-	(SELECT n, lag(n) OVER (PARTITION BY queue, key ORDER BY pos) AS before
-	 FROM collected) s
-WHERE n <= before)),
-		'0',
-		"$point: in order");
+	check_order($node, "$point: in order");
 	is(sql($node, 'SELECT count(*) FROM batcher.spool'),
 		'0', "$point: the spool is empty");
 	is(sql($node, q(SELECT pending FROM batcher.status WHERE queue = 'volatile')),

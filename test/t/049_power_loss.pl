@@ -148,14 +148,7 @@ WHERE NOT EXISTS (SELECT FROM acknowledged WHERE n / 1000 = a AND queue = 'fast'
 	sql($left, 'SELECT batch_flush()');
 	wait_drained($left, 'fast', 'slow', 'lazy', 'volatile');
 	check_rows($left, "$what: each row that was committed is flushed once");
-	is( sql(
-			$left, q(
-SELECT count(*) FROM
-	(SELECT n, lag(n) OVER (PARTITION BY queue, key ORDER BY pos) AS before
-	 FROM collected) s
-WHERE n <= before)),
-		'0',
-		"$what: rows of one key in order");
+	check_order($left, "$what: rows of one key in order");
 	is(sql($left, 'SELECT count(*) FROM batcher.spool'),
 		'0', "$what: the spool is empty");
 

@@ -32,8 +32,8 @@ our @EXPORT = qw(
   arm disarm wait_point release_point take_messages wait_messages
   log_position wait_crash_over kill_process kill_postmaster
   create_order_queue order_faults
-  create_checker collect_statement check_rows start_load stop_load
-  start_client client_acks);
+  create_checker collect_statement check_rows check_order start_load
+  stop_load start_client client_acks);
 
 # Every call of psql ends by itself after so many seconds.
 my $timeout = $PostgreSQL::Test::Utils::timeout_default;
@@ -474,6 +474,11 @@ interrupted is open.
 
 Test that the table collected holds each acknowledged id once and no other.
 
+=item check_order(node, message, condition)
+
+Test that the rows of one key, of those that fulfil the condition, if given,
+were collected in the order of their numbers.
+
 =cut
 
 sub create_checker
@@ -536,6 +541,23 @@ FROM (SELECT id FROM acknowledged WHERE $condition) a
 		GROUP BY id) c ON c.id = a.id)
 		),
 		'lost 0, duplicated 0, phantom 0',
+		$message);
+	return;
+}
+
+sub check_order
+{
+	my ($node, $message, $condition) = @_;
+
+	$condition = 'true' unless defined $condition;
+	is( sql(
+			$node, qq(
+SELECT count(*) FROM
+	(SELECT n, lag(n) OVER (PARTITION BY queue, key ORDER BY pos) AS before
+	 FROM collected WHERE $condition) s
+WHERE n <= before)
+		),
+		'0',
 		$message);
 	return;
 }
