@@ -462,3 +462,15 @@ batcher_options_explain(Jsonb *stored)
 	}
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }
+
+/*
+ * May rows of hot keys be given up (queue/thin.c)?  They must be in memory
+ * only, and one of those of a key that wait together be enough.
+ */
+bool
+batcher_options_thin(const BatcherOptions *options)
+{
+	return !options->durable && options->enabled &&
+		(options->key_policy == BATCHER_KEYS_LAST ||
+		 options->key_policy == BATCHER_KEYS_FIRST);
+}

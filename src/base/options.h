@@ -159,6 +159,7 @@ extern bool batcher_options_give_sql(Jsonb *given);
 extern Jsonb *batcher_options_merge(Jsonb *stored, Jsonb *given);
 extern void batcher_options_resolve(Jsonb *stored, BatcherOptions *options);
 extern Jsonb *batcher_options_explain(Jsonb *stored);
+extern bool batcher_options_thin(const BatcherOptions *options);
 
 /* preset.c */
 extern const BatcherOptionEnum batcher_presets[];

@@ -317,12 +317,9 @@ update(BatcherLaneView *view)
 static bool
 is_thinning_due(BatcherLaneView *view)
 {
-	const BatcherOptions *options = &view->def->options;
 	BatcherIndex *index = view->index;
 
-	if (options->durable || !options->enabled ||
-		options->key_policy == BATCHER_KEYS_ALL ||
-		options->key_policy == BATCHER_KEYS_MERGE)
+	if (!batcher_options_thin(&view->def->options))
 		return false;
 	/* what has come may be under a newer definition than ours */
 	pg_memory_barrier();
@@ -344,7 +341,7 @@ batcher_index_update(BatcherLaneView *view)
 	if (!is_thinning_due(view))
 		return;
 	batcher_index_reset(view);
-	(void) batcher_lane_thin_taken(view->queue);
+	batcher_lane_thin_taken(view->queue);
 	update(view);
 	view->thin_at = 2 * view->index->nrefs;
 }

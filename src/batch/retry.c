@@ -27,6 +27,15 @@ typedef struct Retry
 	bool		rejoins;		/* it is tried with other rows next */
 } Retry;
 
+/* What is known of the failures of a row, or NULL. */
+static Retry *
+find_retry(BatcherLaneView *view, uint64 ticket)
+{
+	if (view->retries == NULL || hash_get_num_entries(view->retries) == 0)
+		return NULL;
+	return hash_search(view->retries, &ticket, HASH_FIND, NULL);
+}
+
 /*
  * When a row is to be tried again; BATCHER_NO_RETRY if it does not wait for
  * that.
@@ -35,11 +44,8 @@ TimestampTz
 batcher_retry_at(BatcherLaneView *view, const BatcherChunk *chunk,
 				 const BatcherRow *row)
 {
-	uint64		ticket = chunk->first_ticket + row->ticket;
-	Retry	   *retry = NULL;
+	Retry	   *retry = find_retry(view, chunk->first_ticket + row->ticket);
 
-	if (view->retries && hash_get_num_entries(view->retries) > 0)
-		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
 	if (retry)
 		return retry->rejoins ? BATCHER_NO_RETRY : retry->due;
 	return row->attempts > 0 ? BATCHER_RETRY_NOW : BATCHER_NO_RETRY;
@@ -95,10 +101,8 @@ batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
 bool
 batcher_retry_alone(BatcherLaneView *view, uint64 ticket, BatcherFault *fault)
 {
-	Retry	   *retry = NULL;
+	Retry	   *retry = find_retry(view, ticket);
 
-	if (view->retries)
-		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
 	if (retry == NULL || !retry->alone)
 		return false;
 	if (fault)
@@ -113,11 +117,8 @@ batcher_retry_alone(BatcherLaneView *view, uint64 ticket, BatcherFault *fault)
 void
 batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket)
 {
-	Retry	   *retry;
-
 	batcher_retry_add(view, ticket, 0, false, BATCHER_FAULT_STATEMENT, 0.5);
-	retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
-	retry->rejoins = true;
+	find_retry(view, ticket)->rejoins = true;
 }
 
 /*
@@ -136,10 +137,8 @@ batcher_retry_remove(BatcherLaneView *view, uint64 ticket)
 bool
 batcher_retry_waits(BatcherLaneView *view, uint64 ticket)
 {
-	Retry	   *retry = NULL;
+	Retry	   *retry = find_retry(view, ticket);
 
-	if (view->retries)
-		retry = hash_search(view->retries, &ticket, HASH_FIND, NULL);
 	return retry && !retry->rejoins;
 }
 
@@ -149,8 +148,7 @@ batcher_retry_waits(BatcherLaneView *view, uint64 ticket)
 bool
 batcher_retry_known(BatcherLaneView *view, uint64 ticket)
 {
-	return view->retries && hash_get_num_entries(view->retries) > 0 &&
-		hash_search(view->retries, &ticket, HASH_FIND, NULL) != NULL;
+	return find_retry(view, ticket) != NULL;
 }
 
 /*

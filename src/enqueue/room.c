@@ -30,7 +30,7 @@ bool
 batcher_room_make(BatcherTarget *target)
 {
 	BatcherSharedLane *lane = &target->queue->lane;
-	BatcherSharedDatabase *db = batcher_catalog_database();
+	BatcherSharedDatabase *db;
 	TimestampTz begin;
 	TimestampTz end;
 	int64		ngiven = 0;
@@ -42,6 +42,7 @@ batcher_room_make(BatcherTarget *target)
 	begin = batcher_clock_now();
 	if (begin < (TimestampTz) pg_atomic_read_u64(&lane->thin_after))
 		return false;
+	db = batcher_catalog_database();
 	for (i = 0; i < target->nlanes; i++)
 	{
 		BatcherSharedQueue *entry = target->queue->lanes[i];

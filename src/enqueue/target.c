@@ -90,9 +90,7 @@ load_target(const char *name, uint64 generation)
 	target->owner = def->owner;
 	target->durable = def->options.durable;
 	target->enabled = def->options.enabled;
-	target->thins = !def->options.durable && def->options.enabled &&
-		(def->options.key_policy == BATCHER_KEYS_LAST ||
-		 def->options.key_policy == BATCHER_KEYS_FIRST);
+	target->thins = batcher_options_thin(&def->options);
 	target->when_full = def->options.when_full;
 	target->memory_limit = def->options.memory_limit;
 	target->paused = def->paused;

@@ -187,7 +187,7 @@ extern void batcher_lane_discard_database(BatcherDatabaseKey key);
 extern int64 batcher_lane_thin_inbox(BatcherSharedQueue *queue,
 									 pg_atomic_uint64 *generation,
 									 uint64 expected);
-extern int64 batcher_lane_thin_taken(BatcherSharedQueue *queue);
+extern void batcher_lane_thin_taken(BatcherSharedQueue *queue);
 
 /* owner.c */
 extern int	batcher_lane_owner(BatcherSharedLane *lane);

@@ -477,9 +477,7 @@ batcher_lane_discard(BatcherSharedQueue *queue)
 		if (pg_atomic_read_u32(&chunk->state) == BATCHER_CHUNK_COMMITTED &&
 			!(chunk->flags & BATCHER_CHUNK_DURABLE))
 			batcher_shmem_add_volatile(-(int64) chunk->nlive);
-		(void) pg_atomic_fetch_sub_u64(&queue->main->lane.nbytes,
-									   batcher_chunk_bytes(chunk));
-		batcher_slab_unref(chunk);
+		free_chunk(queue, chunk);
 	}
 	pg_atomic_write_u64(&lane->npending, 0);
 	ConditionVariableBroadcast(&batcher_shared->room_cv);

@@ -101,9 +101,8 @@ thin_chunk(Thinning *thinning, BatcherChunk *chunk)
 {
 	BatcherRow *rows[BATCHER_CHUNK_SIZE / sizeof(BatcherRow)];
 	BatcherRow *row = batcher_chunk_first(chunk);
-	int			i;
-
 	uint32		state = pg_atomic_read_u32(&chunk->state);
+	int			i;
 
 	if (!(chunk->flags & BATCHER_CHUNK_KEYED) ||
 		(chunk->flags & BATCHER_CHUNK_DURABLE) ||
@@ -184,7 +183,7 @@ batcher_lane_thin_inbox(BatcherSharedQueue *queue,
  * The same for what was taken.  The owner of the lane, who must not hold on to
  * a chunk.
  */
-int64
+void
 batcher_lane_thin_taken(BatcherSharedQueue *queue)
 {
 	BatcherSharedLane *lane = &queue->lane;
@@ -202,5 +201,5 @@ batcher_lane_thin_taken(BatcherSharedQueue *queue)
 	}
 	LWLockRelease(&lane->lock);
 	batcher_lane_sweep(queue);
-	return thinning_end(&thinning, queue);
+	(void) thinning_end(&thinning, queue);
 }

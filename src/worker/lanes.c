@@ -229,18 +229,15 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 
 	batcher_executor_reset(view);
 	view->def = def;
+	/* other tuples of the spool are its own now */
+	if (old && old->options.lanes != def->options.lanes)
+		batcher_readback_reset(view);
 	/* its rows are in another order now, perhaps */
 	if (old && (old->options.key_policy != def->options.key_policy ||
 				old->options.debounce != def->options.debounce ||
 				old->options.max_wait != def->options.max_wait ||
 				old->options.enabled != def->options.enabled))
 		batcher_index_reset(view);
-	/* other tuples of the spool are its own now */
-	if (old && old->options.lanes != def->options.lanes)
-	{
-		batcher_readback_reset(view);
-		batcher_index_reset(view);
-	}
 	if (old == NULL)
 	{
 		batcher_message_recover(view);
