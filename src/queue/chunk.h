@@ -191,6 +191,7 @@ extern void batcher_lane_thin_taken(BatcherSharedQueue *queue);
 
 /* owner.c */
 extern int	batcher_lane_owner(BatcherSharedLane *lane);
+extern bool batcher_lane_own(BatcherSharedQueue *queue, int slot);
 extern bool batcher_lane_hold(BatcherSharedLane *lane, int slot);
 extern void batcher_lane_let_go(BatcherSharedLane *lane);
 extern bool batcher_lane_may_own(BatcherSharedQueue *queue, int slot);

@@ -8,8 +8,11 @@
  * worker, if its owner is busy with other lanes and rows wait in it that are
  * due.  Both are one compare-and-swap of that word: so the former owner finds
  * out before it touches the lane again, and whoever takes it over never meets
- * him in it.  Nothing has to be handed over, because what an owner knows of a
- * lane beyond shared memory and the spool can be lost at any moment.
+ * him in it.  The word counts how often the lane was held: who takes it over
+ * has looked whether he may, and the owner may have held it once more since,
+ * and have left what forbids it.  Nothing has to be handed over, because what an
+ * owner knows of a lane beyond shared memory and the spool can be lost at any
+ * moment.
  *
  * Messages that the owner has not sent yet keep the lane with him, because
  * they have to go out before those of later batches.
@@ -26,7 +29,7 @@
 int
 batcher_lane_owner(BatcherSharedLane *lane)
 {
-	return (int) (pg_atomic_read_u32(&lane->owner) & ~BATCHER_OWNER_HOLDS) - 1;
+	return (int) (pg_atomic_read_u32(&lane->owner) & BATCHER_OWNER_SLOT) - 1;
 }
 
 /*
@@ -36,10 +39,18 @@ batcher_lane_owner(BatcherSharedLane *lane)
 bool
 batcher_lane_hold(BatcherSharedLane *lane, int slot)
 {
-	uint32		owner = slot + 1;
+	uint32		word = pg_atomic_read_u32(&lane->owner);
 
-	return pg_atomic_compare_exchange_u32(&lane->owner, &owner,
-										  owner | BATCHER_OWNER_HOLDS);
+	while (!(word & BATCHER_OWNER_HOLDS) &&
+		   (word & BATCHER_OWNER_SLOT) == slot + 1)
+	{
+		/* where the count overflows it runs into the bit that is set anyway */
+		if (pg_atomic_compare_exchange_u32(&lane->owner, &word,
+										   (word + BATCHER_OWNER_COUNT) |
+										   BATCHER_OWNER_HOLDS))
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -150,6 +161,28 @@ batcher_lane_stuck_at(BatcherSharedQueue *queue)
 		(pg_atomic_read_u32(&lane->owner) & BATCHER_OWNER_HOLDS))
 		return BATCHER_NEVER;
 	return batcher_lane_due(queue, since);
+}
+
+/*
+ * Own a lane, as the worker of 'slot', and hold it, if nobody has it, or its
+ * owner is too busy for it.  The control lock is held exclusively, so that
+ * nobody else takes it over, or gives it up.
+ */
+bool
+batcher_lane_own(BatcherSharedQueue *queue, int slot)
+{
+	uint32		word = pg_atomic_read_u32(&queue->lane.owner);
+
+	Assert(LWLockHeldByMeInMode(&batcher_shared->lock, LW_EXCLUSIVE));
+
+	/* what is seen from here on holds while the word stays as it is */
+	pg_read_barrier();
+	if (word != 0 && batcher_lane_stuck_at(queue) > batcher_clock_now())
+		return false;
+	return batcher_lane_may_own(queue, slot) &&
+		pg_atomic_compare_exchange_u32(&queue->lane.owner, &word,
+									   (uint32) (slot + 1) |
+									   BATCHER_OWNER_HOLDS);
 }
 
 /*

@@ -170,10 +170,12 @@ typedef enum BatcherBreakerState
  * are the list of chunks that the owner has taken, oldest first; only the
  * owner changes it, under 'lock' exclusively, so that others may walk both
  * lists under 'lock' in shared mode.  'owner' is changed under the control
- * lock, but for the bit that says that the owner is at work on the lane, which
- * the owner sets and clears by itself; see queue/owner.c.  The rest are
- * atomics.
+ * lock, but for the bit that says that the owner is at work on the lane, and
+ * the count of the times that it was, which the owner changes by itself; see
+ * queue/owner.c.  The rest are atomics.
  */
+#define BATCHER_OWNER_SLOT		((uint32) 0xFF)	/* worker slot + 1; 0: nobody */
+#define BATCHER_OWNER_COUNT		((uint32) 1 << 8)	/* up to the next one */
 #define BATCHER_OWNER_HOLDS		((uint32) 1 << 31)
 
 typedef struct BatcherSharedLane
@@ -194,8 +196,7 @@ typedef struct BatcherSharedLane
 								 * owner, whatever 'armed' says */
 	pg_atomic_uint32 armed;		/* 1: the owner will look by itself within the
 								 * window */
-	pg_atomic_uint32 owner;		/* worker slot + 1, and maybe
-								 * BATCHER_OWNER_HOLDS; 0: nobody */
+	pg_atomic_uint32 owner;		/* see above; 0: nobody */
 	pg_atomic_uint32 frozen;	/* a transaction is about to drop the queue */
 	pg_atomic_uint32 flushing;	/* rows in the flush that runs now */
 	pg_atomic_uint32 timers;	/* keys that wait for their debounce or max_wait,

@@ -337,27 +337,16 @@ batcher_slot_retire(int slot, bool has_lanes, bool *later)
 bool
 batcher_slot_own_lane(int slot, BatcherSharedQueue *queue)
 {
-	BatcherSharedLane *lane = &queue->lane;
-	TimestampTz now = batcher_clock_now();
 	BatcherQueueKey key;
-	bool		owned = false;
+	bool		owned;
 
 	Assert(slot == my_slot);
 
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	key = queue->key;
 	/* the entry of a queue that was dropped may be gone */
-	if (batcher_shmem_queue_locked(key) == queue &&
-		!batcher_aside_marked(key.db.dboid))
-	{
-		uint32		owner = pg_atomic_read_u32(&lane->owner);
-
-		if ((owner == 0 || batcher_lane_stuck_at(queue) <= now) &&
-			batcher_lane_may_own(queue, slot))
-			owned = pg_atomic_compare_exchange_u32(&lane->owner, &owner,
-												   (uint32) (slot + 1) |
-												   BATCHER_OWNER_HOLDS);
-	}
+	owned = batcher_shmem_queue_locked(key) == queue &&
+		!batcher_aside_marked(key.db.dboid) && batcher_lane_own(queue, slot);
 	LWLockRelease(&batcher_shared->lock);
 	return owned;
 }
