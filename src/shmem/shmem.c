@@ -389,16 +389,14 @@ init_queue(BatcherSharedQueue *queue, BatcherSharedQueue *main, bool fresh)
 	pg_atomic_init_u64(&queue->rate_empty_at, 0);
 	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
 		pg_atomic_init_u64(&queue->counters[i], 0);
+	/* some walk through the lanes without the lock */
+	pg_write_barrier();
 	queue->main->lanes[queue->key.lane] = queue;
 }
 
-/*
- * The shared state of a lane, made if it has none yet, as is that of the queue.
- * 'fresh' says that the queue, or the lane, is just being created, so that the
- * spool can hold no row of it.  Returns NULL if there is no room for another.
- */
-BatcherSharedQueue *
-batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
+/* As batcher_shmem_queue_create; the control lock is held. */
+static BatcherSharedQueue *
+make_queue(BatcherQueueKey key, bool fresh)
 {
 	BatcherSharedQueue *main = NULL;
 	BatcherSharedQueue *queue;
@@ -410,11 +408,10 @@ batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
 		BatcherQueueKey main_key = key;
 
 		main_key.lane = 0;
-		main = batcher_shmem_queue_create(main_key, fresh);
+		main = make_queue(main_key, fresh);
 		if (main == NULL)
 			return NULL;
 	}
-	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	queue = hash_search(queues, &key, HASH_ENTER_NULL, &found);
 	if (queue && !found)
 	{
@@ -422,8 +419,82 @@ batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
 		if (main == NULL)
 			batcher_shared->nqueues++;
 	}
+	return queue;
+}
+
+/*
+ * The shared state of a lane, made if it has none yet, as is that of the queue.
+ * 'fresh' says that the queue, or the lane, is just being created, so that the
+ * spool can hold no row of it.  Returns NULL if there is no room for another.
+ */
+BatcherSharedQueue *
+batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
+{
+	BatcherSharedQueue *queue;
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	queue = make_queue(key, fresh);
 	LWLockRelease(&batcher_shared->lock);
 	return queue;
+}
+
+/* As batcher_shmem_queue_remove; the control lock is held. */
+static bool
+remove_queue(BatcherQueueKey key)
+{
+	BatcherSharedQueue *queue = hash_search(queues, &key, HASH_FIND, NULL);
+	int			i = 0;
+
+	if (queue == NULL ||
+		(key.lane == 0 && batcher_next_lane(queue, &i) != NULL))
+		return false;
+	queue->main->lanes[key.lane] = NULL;
+	(void) hash_search(queues, &key, HASH_REMOVE, NULL);
+	if (key.lane == 0)
+		batcher_shared->nqueues--;
+	return true;
+}
+
+/*
+ * Forget a lane.  The caller has made sure that nobody will use the entry
+ * again and that its chunks are discarded.  Lane 0 stays while there are
+ * others: false if so.
+ */
+bool
+batcher_shmem_queue_remove(BatcherQueueKey key)
+{
+	bool		removed;
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	removed = remove_queue(key);
+	LWLockRelease(&batcher_shared->lock);
+	return removed;
+}
+
+/* As batcher_shmem_lanes_create; the control lock is held. */
+static BatcherSharedQueue *
+make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
+{
+	BatcherSharedQueue *main;
+	bool		made[BATCHER_MAX_LANES] = {false};
+
+	key.lane = 0;
+	main = make_queue(key, fresh);
+	for (key.lane = 1; main && key.lane < nlanes; key.lane++)
+	{
+		if (main->lanes[key.lane] != NULL)
+			continue;
+		made[key.lane] = make_queue(key, fresh) != NULL;
+		if (made[key.lane])
+			continue;
+		while (--key.lane > 0)
+		{
+			if (made[key.lane])
+				(void) remove_queue(key);
+		}
+		return NULL;
+	}
+	return main;
 }
 
 /*
@@ -435,51 +506,32 @@ BatcherSharedQueue *
 batcher_shmem_lanes_create(BatcherQueueKey key, int nlanes, bool fresh)
 {
 	BatcherSharedQueue *main;
-	bool		made[BATCHER_MAX_LANES] = {false};
 
-	key.lane = 0;
-	main = batcher_shmem_queue_create(key, fresh);
-	for (key.lane = 1; main && key.lane < nlanes; key.lane++)
-	{
-		if (main->lanes[key.lane] != NULL)
-			continue;
-		made[key.lane] = batcher_shmem_queue_create(key, fresh) != NULL;
-		if (made[key.lane])
-			continue;
-		while (--key.lane > 0)
-		{
-			if (made[key.lane])
-				(void) batcher_shmem_queue_remove(key);
-		}
-		return NULL;
-	}
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	main = make_lanes(key, nlanes, fresh);
+	LWLockRelease(&batcher_shared->lock);
 	return main;
 }
 
 /*
- * Forget a lane.  The caller has made sure that nobody will use the entry
- * again and that its chunks are discarded.  Lane 0 stays while there are
- * others: false if so.
+ * The same for who found the queue in the definitions of 'generation' and does
+ * not keep others from dropping it.  If those are changed by now, nothing is
+ * made, because its entry may just have been taken away: '*over' is set then,
+ * and the result NULL if there is none.
  */
-bool
-batcher_shmem_queue_remove(BatcherQueueKey key)
+BatcherSharedQueue *
+batcher_shmem_lanes_follow(BatcherSharedDatabase *db, uint64 generation,
+						   BatcherQueueKey key, int nlanes, bool *over)
 {
-	BatcherSharedQueue *queue;
-	bool		removed = false;
-	int			i = 0;
+	BatcherSharedQueue *main;
 
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	queue = hash_search(queues, &key, HASH_FIND, NULL);
-	if (queue && (key.lane > 0 || batcher_next_lane(queue, &i) == NULL))
-	{
-		queue->main->lanes[key.lane] = NULL;
-		(void) hash_search(queues, &key, HASH_REMOVE, NULL);
-		if (key.lane == 0)
-			batcher_shared->nqueues--;
-		removed = true;
-	}
+	/* who drops a queue changes it before the entry may be taken away */
+	*over = pg_atomic_read_u64(&db->generation) != generation;
+	main = *over ? batcher_shmem_queue_locked(key) :
+		make_lanes(key, nlanes, false);
 	LWLockRelease(&batcher_shared->lock);
-	return removed;
+	return main;
 }
 
 /*

@@ -407,6 +407,10 @@ extern BatcherSharedQueue *batcher_shmem_queue_create(BatcherQueueKey key,
 													  bool fresh);
 extern BatcherSharedQueue *batcher_shmem_lanes_create(BatcherQueueKey key,
 													  int nlanes, bool fresh);
+extern BatcherSharedQueue *batcher_shmem_lanes_follow(BatcherSharedDatabase *db,
+													  uint64 generation,
+													  BatcherQueueKey key,
+													  int nlanes, bool *over);
 extern bool batcher_shmem_queue_remove(BatcherQueueKey key);
 extern int	batcher_shmem_queue_count(void);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,

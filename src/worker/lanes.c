@@ -351,8 +351,8 @@ retire_lane(BatcherSharedQueue *queue, uint64 generation)
 }
 
 /*
- * Use the definitions of 'list'.  Returns how many cannot be served, because
- * there are more queues than entries.
+ * Use the definitions of 'list', which were those of 'generation'.  Returns how
+ * many cannot be served, because there are more queues than entries.
  */
 static int
 adopt_definitions(List *list, uint64 generation)
@@ -364,14 +364,17 @@ adopt_definitions(List *list, uint64 generation)
 	{
 		BatcherQueueDef *def = lfirst(lc);
 		BatcherQueueKey key = {my_db->key, def->id, 0};
-		int			nlanes = def->options.lanes;
-		BatcherSharedQueue *queue = batcher_shmem_lanes_create(key, nlanes,
-															   false);
+		BatcherSharedQueue *queue;
+		bool		over;
 		int			i;
 
+		queue = batcher_shmem_lanes_follow(my_db, generation, key,
+										   def->options.lanes, &over);
 		if (queue == NULL)
 		{
-			unserved++;
+			/* the definitions are loaded anew */
+			if (!over)
+				unserved++;
 			continue;
 		}
 		batcher_definition_publish(def, queue);
@@ -382,8 +385,8 @@ adopt_definitions(List *list, uint64 generation)
 
 			if (entry == NULL)
 				continue;
-			if (i >= nlanes && (retire_lane(entry, generation) ||
-								find_view(entry) == NULL))
+			if (i >= def->options.lanes &&
+				(retire_lane(entry, generation) || find_view(entry) == NULL))
 				continue;
 			adopt_lane(entry, def, generation);
 		}
@@ -466,6 +469,7 @@ batcher_lanes_load(void)
 	MemoryContextSwitchTo(cxt);
 	list = batcher_definition_list();
 	MemoryContextSwitchTo(caller);
+	batcher_debug_point("definitions-read");
 	unserved = adopt_definitions(list, generation);
 	remove_dropped(generation);
 	if (unserved > 0)			/* there may be room now */
