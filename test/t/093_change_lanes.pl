@@ -1,0 +1,104 @@
+
+# The lanes of a queue are changed, and rows are spilled into new ones, while its
+# worker is in a turn that began before: what it reads back then for a lane stays
+# in its lane.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use BatcherTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node(
+	'change_lanes', q(
+batcher.flush_interval = '10ms'
+batcher.max_workers = 1
+));
+
+# The worker serves them in this order.  The first two are flushed as long as
+# somebody holds a lock.
+sql(
+	$node, q(
+CREATE TABLE done (key text, flush xid8);
+SELECT batch_create_queue('slow' || i, format($$SELECT l FROM batch,
+	pg_advisory_xact_lock_shared(%s) l$$, i),
+	options => '{"flush_timeout": "10 min"}')
+FROM generate_series(1, 2) i;
+SELECT batch_create_queue('spread', $$INSERT INTO done
+	SELECT batch_key, pg_current_xact_id() FROM batch$$,
+	options => '{"memory_limit": "4kB"}')));
+wait_worker($node);
+my @blockers;
+foreach my $i (1, 2)
+{
+	$blockers[$i] = $node->background_psql('postgres');
+	$blockers[$i]->query_safe("SELECT pg_advisory_lock($i)");
+}
+
+sub wait_slow
+{
+	my ($queue) = @_;
+
+	wait_sql($node,
+		"SELECT is_flushing FROM batcher.status WHERE queue = '$queue'");
+	return;
+}
+
+# The worker flushes it in the turn in which it comes to it.
+sub wait_due
+{
+	my ($queue) = @_;
+
+	wait_sql(
+		$node, qq(
+SELECT min(enqueued_at) < now() - interval '0.1 s' FROM batcher.pending
+WHERE queue = '$queue'));
+	return;
+}
+
+sql($node, q(SELECT batch_enqueue('slow1', '1')));
+wait_slow('slow1');
+sql($node, q(SELECT batch_enqueue('slow2', '1')));
+my $change = $node->background_psql('postgres');
+$change->query_until(
+	qr/^go$/m, q(\echo go
+BEGIN;
+SELECT batch_alter_queue('spread', '{"lanes": 2}');
+));
+# it waits for the first flush only, and takes effect in the second
+wait_sql(
+	$node, q(
+SELECT count(*) = 1 FROM pg_locks
+WHERE locktype = 'virtualxid' AND NOT granted));
+wait_due('slow2');
+$blockers[1]->query_safe('SELECT pg_advisory_unlock(1)');
+wait_slow('slow2');
+$change->query_safe('COMMIT');
+sql(
+	$node, q(
+SELECT count(batch_enqueue('spread', jsonb_build_object('n', repeat(i::text, 100)),
+	'k' || i)) FROM generate_series(1, 400) i;
+CREATE TABLE lanes AS SELECT lane, k AS key FROM batcher.spool,
+	unnest(coalesce(keys, ARRAY[key])) AS k WHERE k IS NOT NULL));
+is(sql($node, 'SELECT count(DISTINCT lane), count(*) FROM lanes'),
+	'2|400', 'rows wait in two lanes');
+wait_due('spread');
+$blockers[2]->query_safe('SELECT pg_advisory_unlock(2)');
+wait_drained($node, 'spread');
+is( sql($node, 'SELECT count(*), count(DISTINCT key) FROM done'),
+	'400|400', 'each row was flushed once');
+is( sql(
+		$node, q(
+SELECT count(*) FROM (SELECT FROM done JOIN lanes USING (key)
+	GROUP BY flush HAVING count(DISTINCT lane) > 1) s)),
+	'0',
+	'no batch has rows of two lanes');
+$_->quit foreach $change, $blockers[1], $blockers[2];
+
+$node->stop;
+done_testing();
