@@ -460,14 +460,13 @@ fate_datum(BatcherFate fate)
 
 /* Whether a row with this ticket is in the memory of some lane. */
 static bool
-has_ticket(BatcherSharedQueue *queue, uint64 ticket)
+has_ticket(BatcherTarget *target, uint64 ticket)
 {
-	BatcherSharedQueue *entry;
 	int			i;
 
-	batcher_foreach_lane(entry, i, queue)
+	for (i = 0; i < target->nlanes; i++)
 	{
-		if (batcher_lane_has_ticket(&entry->lane, ticket))
+		if (batcher_lane_has_ticket(&target->queue->lanes[i]->lane, ticket))
 			return true;
 	}
 	return false;
@@ -483,7 +482,7 @@ row_waits(BatcherTarget *target, uint64 ticket)
 	QueueNow	now;
 
 	/* what leaves memory unsettled goes to the spool, and not back */
-	if (has_ticket(target->queue, ticket))
+	if (has_ticket(target, ticket))
 		return true;
 	now = look_at_queue(target->queue->key);
 	if (!now.spilled)
@@ -561,8 +560,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 		 * Now and then look whether there is such a row at all, before its
 		 * fate, which is recorded before it leaves the lane.
 		 */
-		if (look && !now.spilled &&
-			!has_ticket(target->queue, ticket))
+		if (look && !now.spilled && !has_ticket(target, ticket))
 			settled = true;
 		fate = find_fate(target, ticket);
 		if (fate != BATCHER_FATE_UNKNOWN || settled)

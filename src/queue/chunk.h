@@ -179,6 +179,9 @@ extern void batcher_queue_reset_breaker(BatcherSharedQueue *queue);
 extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);
 extern bool batcher_queue_breaker_open(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
+extern bool batcher_lane_retire(BatcherSharedQueue *queue,
+								pg_atomic_uint64 *generation,
+								uint64 expected);
 extern void batcher_queue_discard(BatcherSharedQueue *queue);
 extern int	batcher_lane_choose(const text *key, int nlanes);
 extern void batcher_lane_discard_database(BatcherDatabaseKey key);
@@ -219,6 +222,7 @@ extern void batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,
 								BatcherFate fate);
 extern BatcherFate batcher_fate_find(BatcherSharedQueue *queue,
 									 uint64 ticket);
+extern void batcher_fate_hand_over(BatcherSharedQueue *queue);
 extern void batcher_fate_discard(BatcherSharedQueue *queue);
 
 #endif							/* BATCHER_CHUNK_H */

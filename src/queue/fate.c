@@ -175,8 +175,9 @@ find_in_lane(BatcherSharedQueue *queue, uint64 ticket)
 }
 
 /*
- * How the row with this ticket ended, as far as it is remembered.  Takes
- * lane.lock of one lane after the other.
+ * How the row with this ticket ended, as far as it is remembered.  Takes the
+ * control lock, as a lane may be taken away, and lane.lock of one lane after
+ * the other.
  */
 BatcherFate
 batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
@@ -185,17 +186,47 @@ batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
 	BatcherSharedQueue *entry;
 	int			i;
 
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	batcher_foreach_lane(entry, i, queue->main)
 	{
 		BatcherFate found = find_in_lane(entry, ticket);
 
-		/* a dead letter may have been tried again in another lane */
-		if (found != BATCHER_FATE_UNKNOWN && found != BATCHER_FATE_DEAD)
-			return found;
-		if (found == BATCHER_FATE_DEAD)
+		if (found != BATCHER_FATE_UNKNOWN)
 			fate = found;
+		/* a dead letter may have been tried again in another lane */
+		if (fate != BATCHER_FATE_UNKNOWN && fate != BATCHER_FATE_DEAD)
+			break;
 	}
+	LWLockRelease(&batcher_shared->lock);
 	return fate;
+}
+
+/*
+ * Hand what a lane remembers to the main entry, as older than all that is there.
+ * The control lock is held exclusively, so that nobody looks meanwhile; takes
+ * both lanes' locks, one after the other.  The area is attached.
+ */
+void
+batcher_fate_hand_over(BatcherSharedQueue *queue)
+{
+	BatcherSharedQueue *main = queue->main;
+	BatcherSharedFates fates;
+
+	Assert(LWLockHeldByMeInMode(&batcher_shared->lock, LW_EXCLUSIVE));
+	LWLockAcquire(&queue->lane.lock, LW_EXCLUSIVE);
+	fates = queue->fates;
+	memset(&queue->fates, 0, sizeof(queue->fates));
+	LWLockRelease(&queue->lane.lock);
+	if (!DsaPointerIsValid(fates.oldest))
+		return;
+	LWLockAcquire(&main->lane.lock, LW_EXCLUSIVE);
+	((FatePage *) batcher_area_address(fates.newest))->newer =
+		main->fates.oldest;
+	if (!DsaPointerIsValid(main->fates.oldest))
+		main->fates.newest = fates.newest;
+	main->fates.oldest = fates.oldest;
+	main->fates.ntickets += fates.ntickets;
+	LWLockRelease(&main->lane.lock);
 }
 
 /*

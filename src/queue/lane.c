@@ -484,6 +484,61 @@ batcher_lane_discard(BatcherSharedQueue *queue)
 	ConditionVariableBroadcast(batcher_settled_cv(queue->key.queue_id));
 }
 
+/* What a lane has counted is the main entry's from now on. */
+static void
+hand_over_counts(BatcherSharedQueue *queue)
+{
+	BatcherSharedQueue *main = queue->main;
+	int			i;
+
+	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
+	{
+		uint64		n = batcher_counter(queue, i);
+
+		if (i != BATCHER_LAST_FLUSH_AT && i != BATCHER_STATS_RESET_AT)
+			batcher_count(main, i, n);
+		else if (n > batcher_counter(main, i))
+			pg_atomic_write_u64(&main->counters[i], n);
+	}
+	(void) pg_atomic_fetch_add_u64(&main->lane.nflushed,
+								   pg_atomic_read_u64(&queue->lane.nflushed));
+	(void) pg_atomic_fetch_add_u64(&main->lane.npurged,
+								   pg_atomic_read_u64(&queue->lane.npurged));
+}
+
+/*
+ * Take away a lane, not the first, that its queue has no more; the main entry
+ * gets what is known of its rows.  False, and nothing is done, if the queue has
+ * it, may get it again, or something waits in it: '*generation' of the
+ * definitions is not the one that is 'expected', or the queue is closed.  Who
+ * wants the lane closes the queue before it sees under the control lock that
+ * there is one, and opens it after there is a new generation.  The owner, which
+ * holds the lane.
+ */
+bool
+batcher_lane_retire(BatcherSharedQueue *queue, pg_atomic_uint64 *generation,
+					uint64 expected)
+{
+	BatcherSharedLane *lane = &queue->lane;
+	bool		retires;
+
+	(void) batcher_shmem_area();
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	retires = pg_atomic_read_u32(&queue->main->closed) == 0;
+	pg_read_barrier();
+	retires = retires && pg_atomic_read_u64(generation) == expected &&
+		batcher_lane_empty(lane) && pg_atomic_read_u64(&lane->npending) == 0 &&
+		pg_atomic_read_u32(&lane->unsent) == 0;
+	if (retires)
+	{
+		batcher_fate_hand_over(queue);
+		hand_over_counts(queue);
+		(void) batcher_shmem_queue_remove_locked(queue->key);
+	}
+	LWLockRelease(&batcher_shared->lock);
+	return retires;
+}
+
 /*
  * Throw a queue away, given by its main entry, with all its lanes.
  */

@@ -438,13 +438,16 @@ batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
 	return queue;
 }
 
-/* As batcher_shmem_queue_remove; the control lock is held. */
-static bool
-remove_queue(BatcherQueueKey key)
+/*
+ * As batcher_shmem_queue_remove; the control lock is held exclusively.
+ */
+bool
+batcher_shmem_queue_remove_locked(BatcherQueueKey key)
 {
 	BatcherSharedQueue *queue = hash_search(queues, &key, HASH_FIND, NULL);
 	int			i = 0;
 
+	Assert(LWLockHeldByMeInMode(&batcher_shared->lock, LW_EXCLUSIVE));
 	if (queue == NULL ||
 		(key.lane == 0 && batcher_next_lane(queue, &i) != NULL))
 		return false;
@@ -466,7 +469,7 @@ batcher_shmem_queue_remove(BatcherQueueKey key)
 	bool		removed;
 
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	removed = remove_queue(key);
+	removed = batcher_shmem_queue_remove_locked(key);
 	LWLockRelease(&batcher_shared->lock);
 	return removed;
 }
@@ -490,7 +493,7 @@ make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 		while (--key.lane > 0)
 		{
 			if (made[key.lane])
-				(void) remove_queue(key);
+				(void) batcher_shmem_queue_remove_locked(key);
 		}
 		return NULL;
 	}

@@ -255,7 +255,10 @@ typedef struct BatcherSharedFates
  * 'dropped', 'nlanes', 'lanes', 'defined_at', 'batch_number' and 'rate_empty_at'.
  *
  * 'main' is never NULL, and stays as long as the entry; 'lanes' is changed under
- * the control lock.  Who knows that the queue stays reads both without it.
+ * the control lock.  Who knows that the queue stays reads both without it, and
+ * can count on the lanes of its definition.  One that the queue has no more may
+ * go at any time: without the control lock its atomics may be touched, which
+ * at worst are another lane's, and its lock must not.
  *
  * 'name', 'owner_role', 'identity', the last error and the reasons are
  * protected by lane.lock, as is 'fates'; the rest are atomics.
@@ -412,6 +415,7 @@ extern BatcherSharedQueue *batcher_shmem_lanes_follow(BatcherSharedDatabase *db,
 													  BatcherQueueKey key,
 													  int nlanes, bool *over);
 extern bool batcher_shmem_queue_remove(BatcherQueueKey key);
+extern bool batcher_shmem_queue_remove_locked(BatcherQueueKey key);
 extern int	batcher_shmem_queue_count(void);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 									 int max);

@@ -296,40 +296,19 @@ adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
 }
 
 /*
- * Is this lane one that its queue has no more, and that nothing waits in?  Nobody
- * enqueues into it then, as long as the queue is not closed, to get it again,
- * and the definitions are those of 'generation'.  (A commit makes a new
- * generation before it opens a queue.)
- */
-static bool
-is_retired(BatcherSharedQueue *queue, uint64 generation)
-{
-	if (pg_atomic_read_u32(&queue->main->closed) != 0)
-		return false;
-	pg_memory_barrier();
-	return pg_atomic_read_u64(&my_db->generation) == generation &&
-		batcher_lane_empty(&queue->lane) &&
-		pg_atomic_read_u64(&queue->lane.npending) == 0 &&
-		pg_atomic_read_u32(&queue->lane.unsent) == 0;
-}
-
-/*
- * Take away a lane whose number is not among those of its queue any more; what
- * it has counted goes to the main entry.  False if that is not to be yet.
+ * Take away a lane whose number is not among those of its queue any more.  False
+ * if that is not to be yet.
  */
 static bool
 retire_lane(BatcherSharedQueue *queue, uint64 generation)
 {
 	BatcherLaneView *view = find_view(queue);
-	BatcherSharedQueue *main = queue->main;
-	int			i;
+	BatcherQueueKey key = queue->key;
 
-	if (!is_retired(queue, generation))
-		return false;
 	if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
 		!batcher_slot_own_lane(my_slot, queue))
 		return view == NULL;	/* another worker's, or lost to one */
-	if (!is_retired(queue, generation))
+	if (!batcher_lane_retire(queue, &my_db->generation, generation))
 	{
 		if (view)
 			batcher_lane_let_go(&queue->lane);
@@ -337,16 +316,9 @@ retire_lane(BatcherSharedQueue *queue, uint64 generation)
 			batcher_slot_disown_lane(my_slot, queue);
 		return false;
 	}
-	for (i = 0; i < BATCHER_NUM_COUNTERS; i++)
-	{
-		if (i != BATCHER_LAST_FLUSH_AT && i != BATCHER_STATS_RESET_AT)
-			batcher_count(main, i, batcher_counter(queue, i));
-	}
 	if (view)
 		forget_view(view);
-	batcher_lane_discard(queue);
-	batcher_probation_forget(&queue->key);
-	(void) batcher_shmem_queue_remove(queue->key);
+	batcher_probation_forget(&key);
 	return true;
 }
 

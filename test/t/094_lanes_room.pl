@@ -70,8 +70,11 @@ wait_room(19, 'what was rolled back is gone');
 
 sql($node, q(SELECT batch_alter_queue('q', '{"lanes": 10}')));
 sql($node, q(
-SELECT count(batch_enqueue('q', to_jsonb(i), 'key ' || i)) FROM generate_series(1, 100) i));
+CREATE TABLE ticket AS SELECT batch_enqueue('q', to_jsonb(i), 'key ' || i) AS ticket
+FROM generate_series(1, 100) i));
 wait_drained($node, 'q');
+my $last_flush = sql($node,
+	q(SELECT last_flush_at FROM batcher.stat_queue WHERE queue = 'q'));
 my $flushed = sql($node,
 	q(SELECT rows_flushed FROM batcher.stat_queue WHERE queue = 'q'));
 sql($node, q(SELECT batch_alter_queue('q', '{"lanes": 2}')));
@@ -79,6 +82,16 @@ wait_room(18, 'lanes that are not needed any more are gone');
 cmp_ok(
 	sql($node, q(SELECT rows_flushed FROM batcher.stat_queue WHERE queue = 'q')),
 	'>=', $flushed, 'and what they have counted is not');
+is( sql(
+		$node, qq(
+SELECT last_flush_at >= '$last_flush' FROM batcher.stat_queue WHERE queue = 'q')),
+	't',
+	'nor when they were flushed');
+is( sql(
+		$node, q(
+SELECT batch_wait('q', ticket), count(*) FROM ticket GROUP BY 1)),
+	'flushed|100',
+	'nor what became of their rows');
 
 # Rows of all lanes are saved, and there is no room for all lanes afterwards.
 sql($node, q(SELECT batch_alter_queue('q', '{"lanes": 15}')));
