@@ -58,6 +58,20 @@ definitions_are_read(BatcherDatabaseKey key)
 		pg_atomic_read_u64(&db->generation);
 }
 
+/* Add a process that owns lanes, once. */
+static void
+add_owner(int pid, QueueNow *now)
+{
+	int			i;
+
+	for (i = 0; i < now->nowners; i++)
+	{
+		if (now->owner_pids[i] == pid)
+			return;
+	}
+	now->owner_pids[now->nowners++] = pid;
+}
+
 /* Add what can be seen of one lane; the control lock is held. */
 static void
 look_at_lane(BatcherSharedLane *lane, QueueNow *now)
@@ -74,7 +88,7 @@ look_at_lane(BatcherSharedLane *lane, QueueNow *now)
 	now->nflushed += pg_atomic_read_u64(&lane->nflushed);
 	now->npurged += pg_atomic_read_u64(&lane->npurged);
 	if (owner >= 0 && batcher_shared->workers[owner].pid != 0)
-		now->owner_pids[now->nowners++] = batcher_shared->workers[owner].pid;
+		add_owner(batcher_shared->workers[owner].pid, now);
 }
 
 static QueueNow
