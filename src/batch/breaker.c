@@ -5,10 +5,10 @@
  * Closed, it counts the failed flushes in a row; at breaker_threshold, or at
  * once by a failure of the statement itself, it opens.  Open, nothing is
  * flushed for breaker_recovery, and rows gather.  Then it is half open: small
- * batches are tried, twice as large after each that failed; breaker_probes of them close it, and a failed one opens
- * it again.  Its state is in shared memory, so that everybody can see it, and
- * is changed by the workers that own its lanes, and by who closes it by hand
- * (batcher_queue_reset_breaker).
+ * batches are tried, twice as large after each that failed; breaker_probes of
+ * them close it, and a failed one opens it again.  Its state is in shared
+ * memory, so that everybody can see it, and is changed by the workers that own
+ * its lanes, and by who closes it by hand (batcher_queue_reset_breaker).
  */
 #include "postgres.h"
 
@@ -34,6 +34,7 @@ batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 	switch ((BatcherBreakerState) pg_atomic_read_u32(&lane->breaker))
 	{
 		case BATCHER_BREAKER_CLOSED:
+			view->reopened = 0;
 			break;
 		case BATCHER_BREAKER_OPEN:
 			if (now < (TimestampTz) pg_atomic_read_u64(&lane->breaker_until))
@@ -89,20 +90,19 @@ void
 batcher_breaker_note_success(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->main->lane;
+	uint32		state = BATCHER_BREAKER_HALF_OPEN;
 
 	pg_atomic_write_u32(&lane->failures, 0);
 	pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
-	if (pg_atomic_read_u32(&lane->breaker) != BATCHER_BREAKER_HALF_OPEN)
+	if (pg_atomic_read_u32(&lane->breaker) != state)
 		return;
-	if (pg_atomic_read_u32(&lane->probes_left) > 1)
-		(void) pg_atomic_fetch_sub_u32(&lane->probes_left, 1);
-	else
-	{
-		view->reopened = 0;
-		pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);
+	/* other lanes try, too: the count may be below zero when they are done */
+	if ((int32) pg_atomic_fetch_sub_u32(&lane->probes_left, 1) > 1)
+		return;
+	if (pg_atomic_compare_exchange_u32(&lane->breaker, &state,
+									   BATCHER_BREAKER_CLOSED))
 		ereport(LOG,
 				(errmsg("breaker of queue \"%s\" is closed", view->def->name)));
-	}
 }
 
 /*
