@@ -345,7 +345,7 @@ extern void batcher_readback_count_settled(BatcherLaneView *view,
 extern void batcher_readback_release(BatcherLaneView *view,
 									 BatcherChunk *chunk);
 extern void batcher_readback_reset(BatcherLaneView *view);
-extern void batcher_readback_survey(BatcherSharedDatabase *db);
+extern void batcher_readback_survey(BatcherSharedDatabase *db, uint32 restores);
 
 /* schedule.c */
 extern double batcher_schedule_retry_delay(const BatcherOptions *options,

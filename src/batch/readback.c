@@ -654,13 +654,15 @@ visit_survey(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 }
 
 /*
- * Look once through the spool after a start, so that the queues that have
- * nothing there need no reading, and the launcher knows the others.  In a
- * transaction; every queue has its shared entry already.
+ * Look once through the spool after a start, or when rows were restored, so
+ * that the queues that have nothing there need no reading, and the launcher
+ * knows the others.  'restores' is db.restores before the definitions were read
+ * from which every queue has its shared entry.  In a transaction.
  */
 void
-batcher_readback_survey(BatcherSharedDatabase *db)
+batcher_readback_survey(BatcherSharedDatabase *db, uint32 restores)
 {
+	uint32		surveyed = pg_atomic_read_u32(&db->surveyed);
 	Survey		survey;
 	Relation	spool = batcher_spool_open(AccessShareLock);
 	Snapshot	snapshot;
@@ -693,5 +695,8 @@ batcher_readback_survey(BatcherSharedDatabase *db)
 			batcher_lane_spill_known(lane);
 	}
 	table_close(spool, AccessShareLock);
-	pg_atomic_write_u32(&db->surveyed, 1);
+	/* another worker may know of more */
+	while (surveyed < restores &&
+		   !pg_atomic_compare_exchange_u32(&db->surveyed, &surveyed, restores))
+		;
 }

@@ -315,7 +315,7 @@ change_xact_callback(XactEvent event, void *arg)
 	if (commit && arrived_level)
 	{
 		batcher_shmem_database_unread(MyDatabaseId);
-		pg_atomic_write_u32(&changed_db->surveyed, 0);
+		(void) pg_atomic_fetch_add_u32(&changed_db->restores, 1);
 	}
 
 	/* who sees the generation is not to look for tables that are gone */

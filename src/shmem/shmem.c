@@ -268,6 +268,7 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 		pg_atomic_init_u64(&db->spool, 0);
 		pg_atomic_init_u32(&db->gone, 0);
 		pg_atomic_init_u32(&db->uncommitted, 0);
+		pg_atomic_init_u32(&db->restores, 1);
 		pg_atomic_init_u32(&db->surveyed, 0);
 		db->nchannels = 0;
 	}

@@ -73,8 +73,9 @@ typedef struct BatcherSharedDatabase
 	pg_atomic_uint64 spool;
 	pg_atomic_uint32 gone;
 	pg_atomic_uint32 uncommitted;
-	pg_atomic_uint32 surveyed;	/* a worker has looked through the spool since
-								 * the start of the server */
+	pg_atomic_uint32 restores;	/* how often rows came to the spool that nobody
+								 * enqueued; at the start of the server, too */
+	pg_atomic_uint32 surveyed;	/* ... before a worker last looked through it */
 	long		nchannels;		/* that are counted, see channel.c */
 } BatcherSharedDatabase;
 

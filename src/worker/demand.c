@@ -145,7 +145,8 @@ database_is_live(BatcherDatabaseKey key)
 static bool
 has_news(BatcherSharedDatabase *db)
 {
-	return !pg_atomic_read_u32(&db->surveyed) ||
+	return pg_atomic_read_u32(&db->surveyed) !=
+		pg_atomic_read_u32(&db->restores) ||
 		pg_atomic_read_u64(&db->loaded) != pg_atomic_read_u64(&db->generation);
 }
 

@@ -414,6 +414,7 @@ bool
 batcher_lanes_load(void)
 {
 	uint64		generation = pg_atomic_read_u64(&my_db->generation);
+	uint32		restores = pg_atomic_read_u32(&my_db->restores);
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext cxt;
 	List	   *list;
@@ -447,8 +448,10 @@ batcher_lanes_load(void)
 	if (unserved > 0)			/* there may be room now */
 		unserved = adopt_definitions(list, generation);
 	report_unserved(unserved);
-	if (pg_atomic_read_u32(&my_db->surveyed) == 0)
-		batcher_readback_survey(my_db);
+	/* if there are other definitions by now, their queues may have no entry */
+	if (pg_atomic_read_u32(&my_db->surveyed) < restores &&
+		pg_atomic_read_u64(&my_db->generation) == generation)
+		batcher_readback_survey(my_db, restores);
 	batcher_number_refill_early(my_db);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(caller);

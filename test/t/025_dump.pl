@@ -194,6 +194,25 @@ command_ok(
 $dest->restart;
 check_restored($dest, 'held', 'after a restart');
 
+# A worker that has read the definitions just before finds what is restored.
+arm($dest, 'definitions-read=wait');
+$dest->safe_psql('postgres', 'CREATE DATABASE early');
+$dest->safe_psql('early', 'CREATE EXTENSION batcher');
+wait_point($dest, 'definitions-read');
+wait_sql(
+	$dest, q(
+SELECT count(*) = 1 FROM pg_stat_activity
+WHERE datname = 'early' AND xact_start IS NOT NULL));
+disarm($dest);
+command_ok(
+	[
+		'pg_restore', '--exit-on-error', '-d',
+		$dest->connstr('early'), "$dumps/custom.dump"
+	],
+	'one that a worker is in');
+release_point($dest, 'definitions-read');
+check_restored($dest, 'early', 'restored under a worker');
+
 # An owner that is not there is named, and found when it is.
 $dest->safe_psql('postgres',
 	'CREATE DATABASE orphan; ALTER ROLE owner RENAME TO former_owner');
