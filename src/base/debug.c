@@ -17,7 +17,6 @@
 
 #include <signal.h>
 #include <unistd.h>
-#include <sys/stat.h>
 
 #include "base/debug.h"
 #include "miscadmin.h"
@@ -41,7 +40,6 @@ wait_for_go(const char *name)
 {
 	char		waiting[MAXPGPATH];
 	char		go[MAXPGPATH];
-	struct stat st;
 	FILE	   *f;
 
 	snprintf(waiting, sizeof(waiting), "batcher_debug_%s.waiting", name);
@@ -49,10 +47,9 @@ wait_for_go(const char *name)
 	f = fopen(waiting, "w");
 	if (f)
 		fclose(f);
-	while (stat(go, &st) != 0)
+	while (unlink(go) != 0)		/* of several, one goes */
 		usleep(2000);
 	(void) unlink(waiting);
-	(void) unlink(go);
 }
 
 /* What the setting says of a name, or NULL. */

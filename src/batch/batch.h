@@ -169,6 +169,8 @@ typedef struct BatcherLaneView
 	uint32		resets;			/* lane.resets, as of the last look */
 	int			passing;		/* flushes in a row that failed as a whole, by
 								 * what may pass */
+	uint64		probes;			/* breaker_until of the half-open breaker that
+								 * the last batch tries to close; 0: none */
 	int			reopened;		/* times in a row that the breaker has opened
 								 * again after it was half open */
 	double		flush_ms;		/* how long the last flush took */

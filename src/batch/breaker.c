@@ -31,6 +31,7 @@ batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 	BatcherSharedLane *lane = &view->queue->main->lane;
 	int			max_rows = view->def->options.max_batch_size;
 
+	view->probes = 0;
 	switch ((BatcherBreakerState) pg_atomic_read_u32(&lane->breaker))
 	{
 		case BATCHER_BREAKER_CLOSED:
@@ -44,6 +45,7 @@ batcher_breaker_limit(BatcherLaneView *view, TimestampTz now)
 			pg_atomic_write_u32(&lane->breaker, BATCHER_BREAKER_HALF_OPEN);
 			/* FALLTHROUGH */
 		case BATCHER_BREAKER_HALF_OPEN:
+			view->probes = pg_atomic_read_u64(&lane->breaker_until);
 			/* more after each probe that failed: other rows may pass */
 			return (int) Min(max_rows, ldexp(PROBE_ROWS, view->reopened));
 	}
@@ -84,6 +86,18 @@ batcher_breaker_open(BatcherLaneView *view, const char *reason, double ms)
 }
 
 /*
+ * Has the flush that has just ended tried whether the breaker may close?  While
+ * it ran, other lanes may have opened it, and tried by now; of that it can tell
+ * nothing.
+ */
+static bool
+is_probe(BatcherLaneView *view)
+{
+	return view->probes ==
+		pg_atomic_read_u64(&view->queue->main->lane.breaker_until);
+}
+
+/*
  * A flush has passed rows.
  */
 void
@@ -93,8 +107,9 @@ batcher_breaker_note_success(BatcherLaneView *view)
 	uint32		state = BATCHER_BREAKER_HALF_OPEN;
 
 	pg_atomic_write_u32(&lane->failures, 0);
+	pg_atomic_write_u32(&view->queue->lane.put_offs, 0);
 	pg_atomic_write_u64(&view->queue->lane.retry_at, 0);
-	if (pg_atomic_read_u32(&lane->breaker) != state)
+	if (pg_atomic_read_u32(&lane->breaker) != state || !is_probe(view))
 		return;
 	/* other lanes try, too: the count may be below zero when they are done */
 	if ((int32) pg_atomic_fetch_sub_u32(&lane->probes_left, 1) > 1)
@@ -116,12 +131,14 @@ batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
 	uint32		state = pg_atomic_read_u32(&lane->breaker);
 	double		recovery = view->def->options.breaker_recovery;
 
-	if (state == BATCHER_BREAKER_OPEN)
+	if (state == BATCHER_BREAKER_OPEN ||
+		(state == BATCHER_BREAKER_HALF_OPEN && !is_probe(view)))
 		return;
 	if (state == BATCHER_BREAKER_HALF_OPEN)
+	{
 		view->reopened = Min(view->reopened + 1, 20);
-	if (state == BATCHER_BREAKER_HALF_OPEN)
 		batcher_breaker_open(view, message, recovery);
+	}
 	else if (failures >= view->def->options.breaker_threshold)
 	{
 		char	   *reason = psprintf("%u flushes in a row failed, the last with: %s",

@@ -109,6 +109,8 @@ run_batch(Try *t)
 	FlushResult result = FLUSH_DONE;
 
 	batch->nflushed = 0;
+	batcher_spool_held_since =
+		Max(pg_atomic_read_u64(&view->db->next_number), 1);
 	batcher_message_begin(view);
 	/* with the lock, so that who drops the queue waits for us, or we see it */
 	if (pg_atomic_read_u32(&view->queue->main->lane.frozen) != 0 ||
@@ -312,10 +314,10 @@ static void
 put_off_lane(BatcherLaneView *view)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	uint32		failures = pg_atomic_read_u32(&view->queue->main->lane.failures);
+	uint32		times = pg_atomic_add_fetch_u32(&lane->put_offs, 1);
 	double		delay;
 
-	delay = batcher_schedule_retry_delay(&view->def->options, Max(failures, 1),
+	delay = batcher_schedule_retry_delay(&view->def->options, times,
 										 pg_prng_double(&pg_global_prng_state));
 	pg_atomic_write_u64(&lane->retry_at,
 						batcher_clock_add_ms(batcher_clock_now(), delay));

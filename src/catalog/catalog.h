@@ -180,6 +180,7 @@ extern void batcher_change_install(void);
 
 /* spool.c */
 extern const char *batcher_spool_enqueuer(const BatcherChunk *chunk);
+extern uint64 batcher_spool_held_since;
 extern Relation batcher_spool_open(LOCKMODE lockmode);
 extern uint64 batcher_spool_home(uint32 version);
 extern bool batcher_spool_version(BatcherSharedDatabase *db, Relation spool,

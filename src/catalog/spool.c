@@ -38,6 +38,12 @@ batcher_spool_open(LOCKMODE lockmode)
 }
 
 /*
+ * In a worker, the next number when the last flush had locked the spool, which
+ * it holds until it ends; 0 in all other processes.
+ */
+uint64		batcher_spool_held_since = 0;
+
+/*
  * The home of tuples whose chunks are in this shared memory, for the spool's
  * current version.  It differs between databases, because CREATE DATABASE can
  * copy a spool.

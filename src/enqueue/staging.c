@@ -92,7 +92,8 @@ batcher_staging_lock_spool(void)
 		{
 			locked_spool = spool;
 			locked_level = GetCurrentTransactionNestLevel();
-			locked_number =
+			locked_number = batcher_spool_held_since != 0 ?
+				batcher_spool_held_since :
 				pg_atomic_read_u64(&batcher_catalog_database()->next_number);
 			active = true;
 			return spool;

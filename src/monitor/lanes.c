@@ -9,13 +9,54 @@
 #include "base/clock.h"
 #include "base/settings.h"
 #include "enqueue/enqueue.h"
+#include "miscadmin.h"
 #include "monitor/monitor.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+
+static void
+wait_context(void *arg)
+{
+	errcontext("while waiting for transactions that have enqueued rows, and flushes, within \"%s\"",
+			   "batcher.enqueue_timeout");
+}
+
+/*
+ * As batcher_monitor_wait_for_users, but until 'end' at most.  Errors: 55P03.
+ */
+static void
+wait_for_users_until(TimestampTz end)
+{
+	ErrorContextCallback context = {error_context_stack, wait_context, NULL};
+	VirtualTransactionId *user;
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, batcher_catalog_find(false)->spool);
+	error_context_stack = &context;
+	for (user = GetLockConflicts(&tag, ShareLock, NULL);
+		 VirtualTransactionIdIsValid(*user); user++)
+	{
+		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
+		int			nest_level = NewGUCNestLevel();
+
+		if (LockTimeout == 0 || LockTimeout > ms)
+			(void) set_config_option("lock_timeout",
+									 psprintf("%ld", Max(ms, 1)),
+									 PGC_USERSET, PGC_S_SESSION,
+									 GUC_ACTION_SAVE, true, 0, false);
+		(void) VirtualXactLock(*user, true);
+		AtEOXact_GUC(true, nest_level);
+	}
+	error_context_stack = context.previous;
+}
 
 /*
  * The number of a queue's lanes changes.  A key may have another lane then, so
  * this is done while no row waits: the queue is closed, who has enqueued is
  * waited for, and what waits is flushed, for which there is the time that an
- * enqueue waits for room.  'def' has the new number.  Errors: 55006, 53400.
+ * enqueue waits for room.  'def' has the new number.  Errors: 55006, 55P03,
+ * 53400.
  */
 void
 batcher_monitor_change_lanes(const BatcherQueueDef *def)
@@ -33,8 +74,8 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 				 errmsg("cannot change the lanes of queue \"%s\" because this transaction has enqueued rows into it",
 						def->name)));
 	batcher_change_close(queue);
-	batcher_monitor_wait_for_users();
 	end = batcher_clock_add_ms(batcher_clock_now(), batcher_enqueue_timeout);
+	wait_for_users_until(end);
 	(void) batcher_wait_flushed(queue->key, def->name, end);
 	if (batcher_monitor_count_waiting(queue, def) > 0)
 		ereport(ERROR,

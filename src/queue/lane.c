@@ -435,7 +435,10 @@ batcher_queue_reset_breaker(BatcherSharedQueue *queue)
 	pg_atomic_write_u32(&main->lane.breaker, BATCHER_BREAKER_CLOSED);
 	pg_atomic_write_u32(&main->lane.failures, 0);
 	batcher_foreach_lane(entry, i, main)
+	{
+		pg_atomic_write_u32(&entry->lane.put_offs, 0);
 		pg_atomic_write_u64(&entry->lane.retry_at, 0);
+	}
 	(void) pg_atomic_fetch_add_u32(&main->lane.resets, 1);
 }
 

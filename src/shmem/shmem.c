@@ -371,6 +371,7 @@ init_queue(BatcherSharedQueue *queue, BatcherSharedQueue *main, bool fresh)
 	pg_atomic_init_u32(&lane->timers, 0);
 	pg_atomic_init_u64(&lane->next_flush_at, 0);
 	pg_atomic_init_u64(&lane->retry_at, 0);
+	pg_atomic_init_u32(&lane->put_offs, 0);
 	pg_atomic_init_u32(&lane->failures, 0);
 	pg_atomic_init_u32(&lane->resets, 0);
 	pg_atomic_init_u32(&lane->breaker, BATCHER_BREAKER_CLOSED);

@@ -219,6 +219,7 @@ typedef struct BatcherSharedLane
 									 * tried again */
 	pg_atomic_uint64 next_flush_at; /* TimestampTz, 0: none */
 	pg_atomic_uint64 retry_at;	/* TimestampTz: no flush before, 0: none */
+	pg_atomic_uint32 put_offs;	/* times in a row that a failure set that */
 	pg_atomic_uint32 failures;	/* failed flushes in a row */
 	pg_atomic_uint32 resets;	/* times that somebody has had all tried again at
 								 * once */

@@ -195,23 +195,26 @@ $dest->restart;
 check_restored($dest, 'held', 'after a restart');
 
 # A worker that has read the definitions just before finds what is restored.
-arm($dest, 'definitions-read=wait');
-$dest->safe_psql('postgres', 'CREATE DATABASE early');
-$dest->safe_psql('early', 'CREATE EXTENSION batcher');
-wait_point($dest, 'definitions-read');
-wait_sql(
-	$dest, q(
-SELECT count(*) = 1 FROM pg_stat_activity
-WHERE datname = 'early' AND xact_start IS NOT NULL));
-disarm($dest);
+my $early = new_node('early', $conf);
+$early->safe_psql('postgres',
+	'CREATE ROLE someone; CREATE ROLE owner; SELECT batch_flush()');
+arm($early, 'definitions-read=wait');
+# the worker that is there reads them with the setting
+wait_point($early, 'definitions-read');
+release_point($early, 'definitions-read');
+$early->safe_psql('postgres', 'CREATE DATABASE early');
+$early->safe_psql('early', 'CREATE EXTENSION batcher');
+wait_point($early, 'definitions-read');
+disarm($early);
 command_ok(
 	[
 		'pg_restore', '--exit-on-error', '-d',
-		$dest->connstr('early'), "$dumps/custom.dump"
+		$early->connstr('early'), "$dumps/custom.dump"
 	],
 	'one that a worker is in');
-release_point($dest, 'definitions-read');
-check_restored($dest, 'early', 'restored under a worker');
+release_point($early, 'definitions-read');
+check_restored($early, 'early', 'restored under a worker');
+$early->stop;
 
 # An owner that is not there is named, and found when it is.
 $dest->safe_psql('postgres',

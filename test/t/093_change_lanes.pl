@@ -98,7 +98,34 @@ SELECT count(*) FROM (SELECT FROM done JOIN lanes USING (key)
 	GROUP BY flush HAVING count(DISTINCT lane) > 1) s)),
 	'0',
 	'no batch has rows of two lanes');
+
+# A flush that enqueues into the queue meanwhile is waited for, and so is what it
+# has enqueued.
+sql(
+	$node, q(
+SELECT batch_create_queue('fill', $$SELECT batch_enqueue('spread', '1', 'late')
+	FROM batch, pg_advisory_xact_lock_shared(1)$$,
+	options => '{"flush_timeout": "10 min"}')));
+$blockers[1]->query_safe('SELECT pg_advisory_lock(1)');
+sql($node, q(SELECT batch_enqueue('fill', '1')));
+wait_slow('fill');
+$change->query_until(
+	qr/^go$/m, q(\echo go
+SELECT batch_alter_queue('spread', '{"lanes": 3}');
+));
+wait_sql(
+	$node, q(
+SELECT count(*) = 1 FROM pg_locks
+WHERE locktype = 'virtualxid' AND NOT granted));
+$blockers[1]->query_safe('SELECT pg_advisory_unlock(1)');
+$change->query_safe('SELECT 1');
+is( sql(
+		$node, q(
+SELECT lanes, (SELECT count(*) FROM done WHERE key = 'late')
+FROM batcher.status WHERE queue = 'spread')),
+	'3|1', 'a flush enqueues while the lanes are changed');
 $_->quit foreach $change, $blockers[1], $blockers[2];
+unlike(slurp_file($node->logfile), qr/deadlock/, 'without a deadlock');
 
 $node->stop;
 done_testing();
