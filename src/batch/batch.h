@@ -216,6 +216,10 @@ extern void batcher_failure_note_row(BatcherLaneView *view,
 extern void batcher_failure_step(BatcherLaneView *view, BatcherStep step,
 								 int nrows);
 extern void batcher_failure_whole_passed(BatcherLaneView *view);
+extern ErrorData *batcher_failure_recover(BatcherLaneView *view,
+										  MemoryContext cxt,
+										  BatcherFault *fault);
+extern void batcher_failure_put_off(BatcherLaneView *view);
 
 /* probation.c */
 extern void batcher_probation_install(void);
@@ -258,10 +262,28 @@ extern bool batcher_retry_known(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_force(BatcherLaneView *view);
 extern void batcher_retry_reset(BatcherLaneView *view);
 
+/* survey.c */
+extern void batcher_survey_spool(BatcherSharedDatabase *db, uint32 restores);
+
+/* refill.c */
+typedef enum BatcherRefill
+{
+	BATCHER_REFILL_NOT_DONE,
+	BATCHER_REFILL_DONE,
+	BATCHER_REFILL_AGAIN,		/* a tuple that stood in the way is gone */
+	BATCHER_REFILL_FAILED		/* the lane is put off */
+} BatcherRefill;
+
+extern BatcherRefill batcher_refill_lane(BatcherLaneView *view, bool draining);
+
 /* claim.c */
 extern bool batcher_claim(BatcherLaneView *view, BatcherBatch *batch,
 						  Relation spool);
+extern BatcherClaim *batcher_claim_heir(BatcherBatch *batch,
+										BatcherClaim *giver);
 extern uint64 batcher_claim_deleted(bool reset);
+
+/* settle.c */
 extern void batcher_settle_install(void);
 extern void batcher_settle_at_commit(BatcherLaneView *view,
 									 BatcherBatch *batch, Relation spool);
@@ -347,7 +369,6 @@ extern void batcher_readback_count_settled(BatcherLaneView *view,
 extern void batcher_readback_release(BatcherLaneView *view,
 									 BatcherChunk *chunk);
 extern void batcher_readback_reset(BatcherLaneView *view);
-extern void batcher_readback_survey(BatcherSharedDatabase *db, uint32 restores);
 
 /* schedule.c */
 extern double batcher_schedule_retry_delay(const BatcherOptions *options,

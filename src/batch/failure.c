@@ -1,6 +1,7 @@
 /*
  * failure.c
- *	  What kind of failure an error is, and who is told of it.
+ *	  What kind of failure an error is, who is told of it, and what is done at
+ *	  once.
  *
  * Errors outside of the statement (at the claim, at the commit) are nobody's
  * fault.  Those of the statement are sorted by SQLSTATE: what may pass by
@@ -9,10 +10,14 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "base/clock.h"
 #include "batch/batch.h"
+#include "common/pg_prng.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/timeout.h"
 
 /* Flushing counts as degraded for so long after the last sign of it, in ms. */
 #define DEGRADED_MS		60000.0
@@ -177,4 +182,50 @@ batcher_failure_whole_passed(BatcherLaneView *view)
 	if (view->step != BATCHER_STEP_WHOLE &&
 		batcher_clock_now() > batcher_clock_add_ms(view->step_at, DEGRADED_MS))
 		view->step = BATCHER_STEP_WHOLE;
+}
+
+/*
+ * Clean up after a failed transaction, as the server's own loops do.  Its
+ * error is returned, in 'cxt'; it is logged unless one of the kind was.
+ */
+ErrorData *
+batcher_failure_recover(BatcherLaneView *view, MemoryContext cxt,
+						BatcherFault *fault)
+{
+	ErrorData  *error;
+
+	HOLD_INTERRUPTS();
+	LWLockReleaseAll();			/* before we take one of ours */
+	MemoryContextSwitchTo(cxt);
+	error = CopyErrorData();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	*fault = batcher_failure_fault(error);
+	if (batcher_failure_note(view, unpack_sql_state(error->sqlerrcode),
+							 batcher_failure_text(error, *fault)))
+		EmitErrorReport();
+	FlushErrorState();
+	batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(cxt);
+	batcher_executor_forget_session();
+	batcher_executor_reset(view);
+	RESUME_INTERRUPTS();
+	return error;
+}
+
+/*
+ * Wait before the lane is tried again, longer each time in a row.
+ */
+void
+batcher_failure_put_off(BatcherLaneView *view)
+{
+	BatcherSharedLane *lane = &view->queue->lane;
+	uint32		times = pg_atomic_add_fetch_u32(&lane->put_offs, 1);
+	double		delay;
+
+	delay = batcher_schedule_retry_delay(&view->def->options, times,
+										 pg_prng_double(&pg_global_prng_state));
+	pg_atomic_write_u64(&lane->retry_at,
+						batcher_clock_add_ms(batcher_clock_now(), delay));
 }

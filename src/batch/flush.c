@@ -17,18 +17,15 @@
 #include "base/debug.h"
 #include "batch/batch.h"
 #include "commands/trigger.h"
-#include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "pgstat.h"
-#include "storage/bufmgr.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 /* What came of one try. */
@@ -218,36 +215,6 @@ finish_batch(Try *t)
 		batcher_message_keep();
 }
 
-/*
- * Clean up after a failed transaction, as the server's own loops do.  Its
- * error is returned, in 'cxt'; it is logged unless one of the kind was.
- */
-static ErrorData *
-recover_from_failure(BatcherLaneView *view, MemoryContext cxt,
-					 BatcherFault *fault)
-{
-	ErrorData  *error;
-
-	HOLD_INTERRUPTS();
-	LWLockReleaseAll();			/* before we take one of ours */
-	MemoryContextSwitchTo(cxt);
-	error = CopyErrorData();
-	disable_all_timeouts(false);
-	QueryCancelPending = false;
-	*fault = batcher_failure_fault(error);
-	if (batcher_failure_note(view, unpack_sql_state(error->sqlerrcode),
-							 batcher_failure_text(error, *fault)))
-		EmitErrorReport();
-	FlushErrorState();
-	batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
-	AbortOutOfAnyTransaction();
-	MemoryContextSwitchTo(cxt);
-	batcher_executor_forget_session();
-	batcher_executor_reset(view);
-	RESUME_INTERRUPTS();
-	return error;
-}
-
 static void
 flush_error_context(void *arg)
 {
@@ -287,7 +254,7 @@ try_batch(Try *t)
 	}
 	PG_CATCH();
 	{
-		t->error = recover_from_failure(t->view, cxt, &t->fault);
+		t->error = batcher_failure_recover(t->view, cxt, &t->fault);
 		result = FLUSH_FAILED;
 	}
 	PG_END_TRY();
@@ -309,20 +276,6 @@ note_failed_flush(BatcherLaneView *view, const char *message)
 	batcher_breaker_note_failure(view, message);
 }
 
-/* Wait before the lane is tried again. */
-static void
-put_off_lane(BatcherLaneView *view)
-{
-	BatcherSharedLane *lane = &view->queue->lane;
-	uint32		times = pg_atomic_add_fetch_u32(&lane->put_offs, 1);
-	double		delay;
-
-	delay = batcher_schedule_retry_delay(&view->def->options, times,
-										 pg_prng_double(&pg_global_prng_state));
-	pg_atomic_write_u64(&lane->retry_at,
-						batcher_clock_add_ms(batcher_clock_now(), delay));
-}
-
 /*
  * A transaction was given up: no row has passed, and nobody is charged.  It is
  * tried again later, or the breaker opens.  'counts': it is a failed flush for
@@ -336,7 +289,7 @@ note_given_up(Try *t, bool counts)
 
 	if (t->batch->reason == BATCHER_REASON_PURGE)
 	{
-		put_off_lane(view);
+		batcher_failure_put_off(view);
 		return;
 	}
 	batcher_count(view->queue, BATCHER_ROWS_RETRIED, t->batch->nrows);
@@ -347,7 +300,7 @@ note_given_up(Try *t, bool counts)
 	if (t->fault == BATCHER_FAULT_PASSING)
 	{
 		view->passing++;
-		put_off_lane(view);
+		batcher_failure_put_off(view);
 	}
 	else if (pg_atomic_read_u32(&view->queue->main->lane.breaker) !=
 			 BATCHER_BREAKER_OPEN)
@@ -467,7 +420,7 @@ note_end(int code, Datum arg)
 		message = "the worker was ended in a flush";
 		(void) batcher_failure_note(view, "57P01", message);
 		note_failed_flush(view, message);
-		put_off_lane(view);
+		batcher_failure_put_off(view);
 	}
 }
 
@@ -478,113 +431,6 @@ void
 batcher_flush_install(void)
 {
 	before_shmem_exit(note_end, (Datum) 0);
-}
-
-/*
- * A tuple of the spool cannot be read: make it a dead letter, so that it does
- * not stand in the way of the others.
- */
-static void
-bury_unreadable(const BatcherSpoolEntry *entry, const ErrorData *error)
-{
-	BatcherSpoolEntry buried = *entry;
-	Buffer		pin = InvalidBuffer;
-	Relation	spool;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	spool = batcher_spool_open(RowExclusiveLock);
-	PushActiveSnapshot(GetTransactionSnapshot());
-	if (batcher_spool_delete(spool, &buried.tid, buried.number, &pin))
-		batcher_dead_insert_unreadable(buried.queue_id, buried.number,
-									   &buried.tid, error);
-	if (BufferIsValid(pin))
-		ReleaseBuffer(pin);
-	PopActiveSnapshot();
-	table_close(spool, NoLock);
-	CommitTransactionCommand();
-}
-
-/* Does an error tell that a tuple is damaged, and not what stands around it? */
-static bool
-is_damage(const ErrorData *error)
-{
-	return batcher_spool_unreadable() != NULL &&
-		(error->sqlerrcode == ERRCODE_DATA_CORRUPTED ||
-		 ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION);
-}
-
-/* What came of reading back. */
-typedef enum RefillResult
-{
-	REFILL_NOT_DONE,
-	REFILL_DONE,
-	REFILL_AGAIN,				/* a tuple that stood in the way is gone */
-	REFILL_FAILED				/* the lane is put off */
-} RefillResult;
-
-/* Run one of the two steps of reading back; its error, or NULL. */
-static ErrorData *
-try_reading(BatcherLaneView *view, const ErrorData *damage)
-{
-	MemoryContext cxt = CurrentMemoryContext;
-	ErrorData  *volatile error = NULL;
-	BatcherFault fault;
-
-	view->report(view->queue, 0);
-	PG_TRY();
-	{
-		pgstat_report_activity(STATE_RUNNING, "batcher: reading the spool");
-		if (damage)
-			bury_unreadable(batcher_spool_unreadable(), damage);
-		else
-			batcher_readback_refill(view);
-	}
-	PG_CATCH();
-	{
-		error = recover_from_failure(view, cxt, &fault);
-		batcher_readback_reset(view);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(cxt);
-	return error;
-}
-
-/* Read back from the spool; a failure puts the lane off. */
-static RefillResult
-refill(BatcherLaneView *view)
-{
-	ErrorData  *error = try_reading(view, NULL);
-
-	if (error == NULL)
-		return REFILL_DONE;
-	batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
-	if (is_damage(error) && try_reading(view, error) == NULL)
-	{
-		batcher_count(view->queue, BATCHER_ROWS_DEAD, 1);
-		return REFILL_AGAIN;
-	}
-	view->forced_upto = pg_atomic_read_u64(&view->queue->lane.flush_upto);
-	put_off_lane(view);
-	return REFILL_FAILED;
-}
-
-/* Is somebody waiting for rows of the spool, or is it time for them? */
-static bool
-may_read_back(BatcherLaneView *view, bool draining)
-{
-	BatcherSharedLane *lane = &view->queue->lane;
-	uint64		settled = pg_atomic_read_u64(&lane->settled);
-	uint64		flush_upto = pg_atomic_read_u64(&lane->flush_upto);
-
-	if (pg_atomic_read_u64(&lane->purge_upto) > settled)
-		return true;
-	if (view->def->paused)
-		return false;
-	if (batcher_queue_breaker_open(view->queue))
-		return false;
-	return draining || (flush_upto > settled && flush_upto > view->forced_upto) ||
-		pg_atomic_read_u64(&lane->retry_at) <= batcher_clock_now();
 }
 
 /*
@@ -635,16 +481,14 @@ bool
 batcher_flush_lane(BatcherLaneView *view, bool draining)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
-	RefillResult refilled = REFILL_NOT_DONE;
+	BatcherRefill refilled;
 	BatcherBatch *batch;
 
 	view->deadline = BATCHER_NEVER;
 	if (pg_atomic_read_u32(&view->queue->main->lane.frozen) != 0)
 		return false;
 	batcher_readback_recall(view);
-	if (batcher_readback_low(view) && may_read_back(view, draining))
-		refilled = refill(view);
-
+	refilled = batcher_refill_lane(view, draining);
 	batch = batcher_gather(view, batcher_clock_now(), draining);
 	if (batch)
 	{
@@ -654,12 +498,12 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 		batcher_gather_publish(view);
 		return more;
 	}
-	if (refilled == REFILL_FAILED)
+	if (refilled == BATCHER_REFILL_FAILED)
 		view->deadline = Min(view->deadline,
 							 (TimestampTz) pg_atomic_read_u64(&lane->retry_at));
 	batcher_gather_publish(view);
 	/* none of what was read is due: what comes then may be */
-	return refilled == REFILL_AGAIN ||
-		(refilled == REFILL_DONE && batcher_readback_low(view) &&
+	return refilled == BATCHER_REFILL_AGAIN ||
+		(refilled == BATCHER_REFILL_DONE && batcher_readback_low(view) &&
 		 batcher_readback_unread(view));
 }

@@ -396,12 +396,19 @@ extern BatcherShared *batcher_shared;	/* NULL: not preloaded */
 extern int	batcher_tranche_lane;
 extern bool batcher_in_flush;	/* this process is a worker that flushes */
 
+/* shmem.c */
 extern void batcher_shmem_install(void);
 extern void batcher_shmem_require(void);
 extern dsa_area *batcher_shmem_area(void);
 extern void batcher_shmem_at_startup(void (*load) (void),
 									 void (*save) (void));
+extern int	batcher_shmem_place(void);
+extern void batcher_shmem_add_volatile(int64 nrows);
+extern void batcher_shmem_report_lost(void);
 
+/* registry.c */
+extern Size batcher_shmem_registry_size(void);
+extern void batcher_shmem_registry_init(void);
 extern BatcherSharedDatabase *batcher_shmem_database(BatcherDatabaseKey key,
 													 bool create);
 extern BatcherSharedDatabase *batcher_shmem_database_locked(BatcherDatabaseKey key);
@@ -424,9 +431,6 @@ extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 extern void batcher_shmem_database_unread(Oid dboid);
 extern void batcher_shmem_database_remove(BatcherDatabaseKey key);
 extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
-extern int	batcher_shmem_place(void);
-extern void batcher_shmem_add_volatile(int64 nrows);
-extern void batcher_shmem_report_lost(void);
 
 /* channel.c */
 extern Size batcher_shmem_channels_size(void);

@@ -451,7 +451,7 @@ batcher_lanes_load(void)
 	/* if there are other definitions by now, their queues may have no entry */
 	if (pg_atomic_read_u32(&my_db->surveyed) < restores &&
 		pg_atomic_read_u64(&my_db->generation) == generation)
-		batcher_readback_survey(my_db, restores);
+		batcher_survey_spool(my_db, restores);
 	batcher_number_refill_early(my_db);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(caller);
