@@ -23,17 +23,23 @@ lanes_drain()
 	perform "SELECT batch_drop_queue('l', force => true)"
 }
 
-# With the time of the processors: two lanes need two of them for themselves.
+# What the processors give: how many times as fast two sessions compute as one.
+# Two that share a core do not give 2.
 bench_lanes_ratio()
 {
-	local i
+	local i n
 
 	fresh_server "batcher.max_workers = 4"
 	perform "CREATE TABLE t (n int, m bigint)"
+	script compute <<<"SELECT count(*) FROM generate_series(1, 5000) g
+		WHERE md5(g::text) > 'ff';"
 	for ((i = 0; i < RUNS; i++)); do
-		lanes_drain 1
-		lanes_drain 2
+		for n in 1 2; do
+			lanes_drain $n
+			add_tps "sessions_$n" compute $n
+		done
 	done
 	echo "# at least 1.6, on two processors that do nothing else"
 	echo "lanes_ratio=$(ratio "$(middle lanes_2)" "$(middle lanes_1)")"
+	echo "sessions_ratio=$(ratio "$(middle sessions_2)" "$(middle sessions_1)")"
 }
