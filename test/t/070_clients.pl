@@ -267,7 +267,7 @@ SELECT batch_create_queue('sender', 'SELECT FROM batch', options =>
 	sql(
 		$node, q(
 SET max_stack_depth = '6MB';
-SELECT batch_enqueue('deep', (repeat('[', 30000) || repeat(']', 30000))::jsonb,
+SELECT batch_enqueue('deep', (repeat('[', 6000) || repeat(']', 6000))::jsonb,
 	immediate => true)));
 	my $waiting = q(
 SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
