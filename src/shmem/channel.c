@@ -16,7 +16,6 @@
 #include "shmem/shmem.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
-#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
 typedef struct ChannelKey
@@ -57,14 +56,8 @@ batcher_shmem_channels_size(void)
 void
 batcher_shmem_channels_init(void)
 {
-	HASHCTL		ctl;
-
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(ChannelKey);
-	ctl.entrysize = sizeof(Channel);
-	channels = ShmemInitHash("batcher channels", max_channels(),
-							 max_channels(), &ctl,
-							 HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	channels = batcher_shmem_hash("batcher channels", max_channels(),
+								  sizeof(ChannelKey), sizeof(Channel));
 }
 
 static void

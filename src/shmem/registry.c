@@ -9,7 +9,6 @@
 
 #include "shmem/shmem.h"
 #include "storage/shmem.h"
-#include "utils/hsearch.h"
 
 static HTAB *databases = NULL;
 static HTAB *queues = NULL;
@@ -32,19 +31,12 @@ batcher_shmem_registry_size(void)
 void
 batcher_shmem_registry_init(void)
 {
-	HASHCTL		ctl;
-
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(BatcherDatabaseKey);
-	ctl.entrysize = sizeof(BatcherSharedDatabase);
-	databases = ShmemInitHash("batcher databases", batcher_max_queues,
-							  batcher_max_queues, &ctl,
-							  HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
-	ctl.keysize = sizeof(BatcherQueueKey);
-	ctl.entrysize = sizeof(BatcherSharedQueue);
-	queues = ShmemInitHash("batcher queues", batcher_max_queues,
-						   batcher_max_queues, &ctl,
-						   HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	databases = batcher_shmem_hash("batcher databases", batcher_max_queues,
+								   sizeof(BatcherDatabaseKey),
+								   sizeof(BatcherSharedDatabase));
+	queues = batcher_shmem_hash("batcher queues", batcher_max_queues,
+								sizeof(BatcherQueueKey),
+								sizeof(BatcherSharedQueue));
 }
 
 /*

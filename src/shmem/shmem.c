@@ -3,10 +3,9 @@
  *	  Lays out batcher's shared memory.
  *
  * Everything is requested and made in the postmaster, from the hooks that
- * 15 has for it; no other files but registry.c and channel.c call
- * ShmemInitStruct or ShmemInitHash.  After a crash of any process the server
- * makes it all anew, which is why nothing here is trusted to outlive a crash:
- * the spool is the truth.
+ * 15 has for it; no other file calls ShmemInitStruct or ShmemInitHash.  After
+ * a crash of any process the server makes it all anew, which is why nothing
+ * here is trusted to outlive a crash: the spool is the truth.
  */
 #include "postgres.h"
 
@@ -193,6 +192,22 @@ batcher_shmem_at_startup(void (*load) (void), void (*save) (void))
 {
 	load_at_startup = load;
 	save_at_exit = save;
+}
+
+/*
+ * Make a hash table of 'n' entries at most, whose keys are bytes at their
+ * beginning, or find it.  AddinShmemInitLock is held.
+ */
+HTAB *
+batcher_shmem_hash(const char *name, long n, Size keysize, Size entrysize)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = keysize;
+	ctl.entrysize = entrysize;
+	return ShmemInitHash(name, n, n, &ctl,
+						 HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 }
 
 /*

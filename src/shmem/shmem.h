@@ -33,6 +33,7 @@
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "utils/dsa.h"
+#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
 /* Longest name of a queue or a channel, in bytes. */
@@ -399,6 +400,8 @@ extern bool batcher_in_flush;	/* this process is a worker that flushes */
 /* shmem.c */
 extern void batcher_shmem_install(void);
 extern void batcher_shmem_require(void);
+extern HTAB *batcher_shmem_hash(const char *name, long n, Size keysize,
+								Size entrysize);
 extern dsa_area *batcher_shmem_area(void);
 extern void batcher_shmem_at_startup(void (*load) (void),
 									 void (*save) (void));

@@ -20,6 +20,8 @@
 /* that of the server is in its library */
 #undef printf
 
+#include "check.h"
+
 #define OWNER	3
 #define OTHER	5
 #define NOW		1000000
@@ -78,15 +80,6 @@ ExceptionalCondition(const char *condition, const char *type,
 {
 	printf("%s:%d: %s\n", file, line, condition);
 	abort();
-}
-
-static int	failures = 0;
-
-static void
-check(bool holds, const char *what)
-{
-	printf("%s - %s\n", holds ? "ok" : "not ok", what);
-	failures += !holds;
 }
 
 /* A flush of the owner that leaves 'nmessages' unsent. */

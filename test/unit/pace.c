@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "batch/pace.h"
+#include "check.h"
 
 #define MAX_ROWS	4000000
 #define MAX_FLUSHES	400000
@@ -30,15 +31,6 @@ void
 ExceptionalCondition(const char *a, const char *b, const char *c, int d)
 {
 	abort();
-}
-
-static int	failures = 0;
-
-static void
-check(bool holds, const char *what)
-{
-	printf("%s - %s\n", holds ? "ok" : "not ok", what);
-	failures += !holds;
 }
 
 static uint64_t seed = 1;
