@@ -179,6 +179,9 @@ extern void batcher_queue_reset_breaker(BatcherSharedQueue *queue);
 extern bool batcher_lane_has_ticket(BatcherSharedLane *lane, uint64 ticket);
 extern bool batcher_queue_breaker_open(BatcherSharedQueue *queue);
 extern void batcher_lane_discard(BatcherSharedQueue *queue);
+extern bool batcher_lane_may_retire(BatcherSharedQueue *queue,
+									pg_atomic_uint64 *generation,
+									uint64 expected);
 extern bool batcher_lane_retire(BatcherSharedQueue *queue,
 								pg_atomic_uint64 *generation,
 								uint64 expected);

@@ -510,11 +510,28 @@ hand_over_counts(BatcherSharedQueue *queue)
 }
 
 /*
+ * May a lane go that, by the definitions of 'expected', its queue has no more?
+ * Not if it may get it again, because '*generation' is another one by now, or
+ * the queue is closed; nor if something waits in it.
+ */
+bool
+batcher_lane_may_retire(BatcherSharedQueue *queue,
+						pg_atomic_uint64 *generation, uint64 expected)
+{
+	BatcherSharedLane *lane = &queue->lane;
+
+	if (pg_atomic_read_u32(&queue->main->closed) != 0)
+		return false;
+	pg_read_barrier();
+	return pg_atomic_read_u64(generation) == expected &&
+		batcher_lane_empty(lane) && pg_atomic_read_u64(&lane->npending) == 0 &&
+		pg_atomic_read_u32(&lane->unsent) == 0;
+}
+
+/*
  * Take away a lane, not the first, that its queue has no more; the main entry
- * gets what is known of its rows.  False, and nothing is done, if the queue has
- * it, may get it again, or something waits in it: '*generation' of the
- * definitions is not the one that is 'expected', or the queue is closed.  Who
- * wants the lane closes the queue before it sees under the control lock that
+ * gets what is known of its rows.  False, and nothing is done, if it may not go.
+ * Who wants the lane closes the queue before it sees under the control lock that
  * there is one, and opens it after there is a new generation.  The owner, which
  * holds the lane.
  */
@@ -522,16 +539,11 @@ bool
 batcher_lane_retire(BatcherSharedQueue *queue, pg_atomic_uint64 *generation,
 					uint64 expected)
 {
-	BatcherSharedLane *lane = &queue->lane;
 	bool		retires;
 
 	(void) batcher_shmem_area();
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	retires = pg_atomic_read_u32(&queue->main->closed) == 0;
-	pg_read_barrier();
-	retires = retires && pg_atomic_read_u64(generation) == expected &&
-		batcher_lane_empty(lane) && pg_atomic_read_u64(&lane->npending) == 0 &&
-		pg_atomic_read_u32(&lane->unsent) == 0;
+	retires = batcher_lane_may_retire(queue, generation, expected);
 	if (retires)
 	{
 		batcher_fate_hand_over(queue);

@@ -305,6 +305,9 @@ retire_lane(BatcherSharedQueue *queue, uint64 generation)
 	BatcherLaneView *view = find_view(queue);
 	BatcherQueueKey key = queue->key;
 
+	/* one that may not go yet stays with its owner */
+	if (!batcher_lane_may_retire(queue, &my_db->generation, generation))
+		return false;
 	if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
 		!batcher_slot_own_lane(my_slot, queue))
 		return view == NULL;	/* another worker's, or lost to one */
