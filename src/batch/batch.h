@@ -200,6 +200,7 @@ extern void batcher_index_reset(BatcherLaneView *view);
 extern int	batcher_breaker_limit(BatcherLaneView *view, TimestampTz now);
 extern void batcher_breaker_open(BatcherLaneView *view, const char *reason,
 								 double ms);
+extern bool batcher_breaker_may_open(BatcherLaneView *view);
 extern void batcher_breaker_note_success(BatcherLaneView *view);
 extern void batcher_breaker_note_failure(BatcherLaneView *view,
 										 const char *message);

@@ -98,6 +98,19 @@ is_probe(BatcherLaneView *view)
 }
 
 /*
+ * May the failure of the flush that has just ended open the breaker?  Not if it
+ * is open, and half open only if that flush was to tell.
+ */
+bool
+batcher_breaker_may_open(BatcherLaneView *view)
+{
+	uint32		state = pg_atomic_read_u32(&view->queue->main->lane.breaker);
+
+	return state == BATCHER_BREAKER_CLOSED ||
+		(state == BATCHER_BREAKER_HALF_OPEN && is_probe(view));
+}
+
+/*
  * A flush has passed rows.
  */
 void
@@ -128,13 +141,11 @@ batcher_breaker_note_failure(BatcherLaneView *view, const char *message)
 {
 	BatcherSharedLane *lane = &view->queue->main->lane;
 	uint32		failures = pg_atomic_add_fetch_u32(&lane->failures, 1);
-	uint32		state = pg_atomic_read_u32(&lane->breaker);
 	double		recovery = view->def->options.breaker_recovery;
 
-	if (state == BATCHER_BREAKER_OPEN ||
-		(state == BATCHER_BREAKER_HALF_OPEN && !is_probe(view)))
+	if (!batcher_breaker_may_open(view))
 		return;
-	if (state == BATCHER_BREAKER_HALF_OPEN)
+	if (pg_atomic_read_u32(&lane->breaker) == BATCHER_BREAKER_HALF_OPEN)
 	{
 		view->reopened = Min(view->reopened + 1, 20);
 		batcher_breaker_open(view, message, recovery);

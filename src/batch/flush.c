@@ -302,10 +302,11 @@ note_given_up(Try *t, bool counts)
 		view->passing++;
 		batcher_failure_put_off(view);
 	}
-	else if (pg_atomic_read_u32(&view->queue->main->lane.breaker) !=
-			 BATCHER_BREAKER_OPEN)
+	else if (batcher_breaker_may_open(view))
 		batcher_breaker_open(view, message,
 							 view->def->options.breaker_recovery);
+	else if (!batcher_queue_breaker_open(view->queue))
+		batcher_failure_put_off(view);
 }
 
 /* Flush a batch by isolating the rows that fail; 't' is the try before. */

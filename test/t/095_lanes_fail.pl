@@ -20,7 +20,8 @@ batcher.flush_interval = '10ms'
 batcher.max_workers = 4
 ));
 
-# A row fails if it is to, or waits while somebody holds its lock.
+# A row waits while somebody holds its lock, and fails if it is to, before that or
+# after it.
 sql(
 	$node, q(
 CREATE TABLE fails (key text, sqlstate text);
@@ -28,11 +29,13 @@ CREATE FUNCTION work(key text, lock int) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
 	state text;
 BEGIN
-	SELECT sqlstate INTO state FROM fails WHERE fails.key = work.key;
-	IF FOUND THEN
-		RAISE 'no' USING ERRCODE = state;
-	END IF;
-	PERFORM pg_advisory_xact_lock_shared(lock);
+	FOR i IN 1 .. 2 LOOP
+		SELECT sqlstate INTO state FROM fails WHERE fails.key = work.key;
+		IF FOUND THEN
+			RAISE 'no' USING ERRCODE = state;
+		END IF;
+		PERFORM pg_advisory_xact_lock_shared(lock);
+	END LOOP;
 END $$;
 SELECT batch_create_queue('q', $$SELECT work(batch_key, payload::int) FROM batch$$,
 	options => '{"lanes": 2, "retry_delay": "100 ms", "breaker_threshold": 1000}');
@@ -85,25 +88,57 @@ WHERE locktype = 'advisory' AND objid = $lock AND NOT granted));
 }
 
 sql(
-	$node, qq(
+	$node, q(
 SELECT batch_alter_queue('q', '{"breaker_threshold": 1, "breaker_probes": 1,
-	"breaker_recovery": "100 ms", "flush_timeout": "10 min"}');
+	"breaker_recovery": "100 ms", "retry_delay": "2 s", "flush_timeout": "10 min"}')));
+
+# One lane tries while the flush of another one that began before still runs.
+sub try_beside
+{
+	sql(
+		$node, qq(
 INSERT INTO fails VALUES ('$bad', '42P01');
 SELECT batch_enqueue('q', '1', '$good')));
-wait_blocked(1);
-sql($node, "SELECT batch_enqueue('q', '2', '$bad')");
-wait_sql($node, "SELECT breaker_state <> 'closed' $status");
-sql($node, q(DELETE FROM fails));
-wait_blocked(2);
-is(sql($node, "SELECT breaker_state $status"), 'half_open', 'one lane tries');
+	wait_blocked(1);
+	sql($node, "SELECT batch_enqueue('q', '2', '$bad')");
+	wait_sql($node, "SELECT breaker_state <> 'closed' $status");
+	sql($node, q(DELETE FROM fails));
+	wait_blocked(2);
+	is(sql($node, "SELECT breaker_state $status"), 'half_open', 'one lane tries');
+	return;
+}
+
+# It passes, and the breaker closes.
+sub try_passes
+{
+	$blockers[2]->query_safe('SELECT pg_advisory_unlock(2)');
+	wait_sql($node, "SELECT breaker_state = 'closed' $status");
+	wait_drained($node, 'q');
+	return;
+}
+
+try_beside();
 $flushed = sql($node, 'SELECT rows_flushed FROM batcher.stat_queue');
 $blockers[1]->query_safe('SELECT pg_advisory_unlock(1)');
 wait_sql($node, "SELECT rows_flushed = $flushed + 1 FROM batcher.stat_queue");
 is(sql($node, "SELECT breaker_state $status"),
 	'half_open', 'an earlier flush of another lane does not count for that');
-$blockers[2]->query_safe('SELECT pg_advisory_unlock(2)');
-wait_sql($node, "SELECT breaker_state = 'closed' $status");
-wait_drained($node, 'q');
+try_passes();
+
+# Nor does one that fails, whatever it fails with.
+foreach my $sqlstate ('40001', '42P01')
+{
+	$blockers[$_]->query_safe("SELECT pg_advisory_lock($_)") foreach 1, 2;
+	try_beside();
+	my $failed = sql($node, 'SELECT batches_failed FROM batcher.stat_queue');
+	sql($node, "INSERT INTO fails VALUES ('$good', '$sqlstate')");
+	$blockers[1]->query_safe('SELECT pg_advisory_unlock(1)');
+	wait_sql($node, "SELECT batches_failed > $failed FROM batcher.stat_queue");
+	is(sql($node, "SELECT breaker_state $status"),
+		'half_open', "nor one that fails with $sqlstate");
+	sql($node, q(DELETE FROM fails));
+	try_passes();
+}
 $_->quit foreach $blockers[1], $blockers[2];
 
 $node->stop;
