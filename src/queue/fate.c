@@ -165,8 +165,9 @@ find_in_lane(BatcherSharedQueue *queue, uint64 ticket)
 	{
 		FatePage   *page = batcher_area_address(p);
 
-		/* a dead letter that was tried again has two: the later one counts */
-		if (page_has(page, ticket))
+		/* a dead letter that was tried again has two: its end counts */
+		if ((fate == BATCHER_FATE_UNKNOWN || fate == BATCHER_FATE_DEAD) &&
+			page_has(page, ticket))
 			fate = page->fate;
 		p = page->newer;
 	}
@@ -202,9 +203,41 @@ batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
 }
 
 /*
- * Hand what a lane remembers to the main entry, as older than all that is there.
- * The control lock is held exclusively, so that nobody looks meanwhile; takes
- * both lanes' locks, one after the other.  The area is attached.
+ * Merge two lists of pages by the tickets that they begin with, so that the
+ * older rows are forgotten first.
+ */
+static void
+merge_pages(BatcherSharedFates *fates, const BatcherSharedFates *more)
+{
+	dsa_pointer p = fates->oldest;
+	dsa_pointer q = more->oldest;
+	dsa_pointer *link = &fates->oldest;
+
+	while (DsaPointerIsValid(p) || DsaPointerIsValid(q))
+	{
+		FatePage   *a = DsaPointerIsValid(p) ? batcher_area_address(p) : NULL;
+		FatePage   *b = DsaPointerIsValid(q) ? batcher_area_address(q) : NULL;
+
+		if (b == NULL || (a && a->smallest <= b->smallest))
+		{
+			*link = fates->newest = p;
+			link = &a->newer;
+			p = a->newer;
+		}
+		else
+		{
+			*link = fates->newest = q;
+			link = &b->newer;
+			q = b->newer;
+		}
+	}
+	fates->ntickets += more->ntickets;
+}
+
+/*
+ * Hand what a lane remembers to the main entry.  The control lock is held
+ * exclusively, so that nobody looks meanwhile; takes both lanes' locks, one
+ * after the other.  The area is attached.
  */
 void
 batcher_fate_hand_over(BatcherSharedQueue *queue)
@@ -217,15 +250,8 @@ batcher_fate_hand_over(BatcherSharedQueue *queue)
 	fates = queue->fates;
 	memset(&queue->fates, 0, sizeof(queue->fates));
 	LWLockRelease(&queue->lane.lock);
-	if (!DsaPointerIsValid(fates.oldest))
-		return;
 	LWLockAcquire(&main->lane.lock, LW_EXCLUSIVE);
-	((FatePage *) batcher_area_address(fates.newest))->newer =
-		main->fates.oldest;
-	if (!DsaPointerIsValid(main->fates.oldest))
-		main->fates.newest = fates.newest;
-	main->fates.oldest = fates.oldest;
-	main->fates.ntickets += fates.ntickets;
+	merge_pages(&main->fates, &fates);
 	LWLockRelease(&main->lane.lock);
 }
 

@@ -87,6 +87,23 @@ SELECT batch_resume('la');
 SELECT batch_alter_queue('la', '{"lanes": null, "flush_size": null}');
 SELECT lanes, pending FROM batcher.status WHERE queue = 'la';
 
+-- dead letters that were flushed in lanes that came and went
+CREATE TABLE la_bad (n int);
+INSERT INTO la_bad VALUES (0);
+SELECT batch_create_queue('ld', 'SELECT 1 / n FROM la_bad, batch', options => '{"flush_interval": "10 ms", "max_attempts": 1}');
+CREATE TABLE la_tickets AS SELECT batch_enqueue('ld', '1', 'k' || i) AS ticket FROM generate_series(1, 20) i;
+SELECT DISTINCT batch_wait('ld', ticket, '1 min') FROM la_tickets;
+UPDATE la_bad SET n = 1;
+SELECT batch_alter_queue('ld', '{"lanes": 2}');
+SELECT batch_retry_dead('ld');
+SELECT batch_flush('ld') BETWEEN 0 AND 20;
+SELECT batch_alter_queue('ld', '{"lanes": 1}');
+SELECT batch_enqueue('ld', '1') > 0;
+SELECT batch_flush('ld') BETWEEN 0 AND 1;
+SELECT DISTINCT batch_wait('ld', ticket, '1 min') FROM la_tickets;
+SELECT batch_drop_queue('ld');
+DROP TABLE la_bad, la_tickets;
+
 -- dropped as a whole
 SELECT batch_alter_queue('la', '{"lanes": 4}');
 SELECT count(batch_enqueue('la', jsonb_build_object('n', i), 'k' || i)) FROM generate_series(1, 20) i;
