@@ -153,9 +153,9 @@ batcher_change_note_dropped(BatcherSharedQueue *queue)
 }
 
 /*
- * Freeze a lane until the end of this transaction, or of its rolled back part:
- * nobody begins to enqueue into it or to flush it from now on.  If the queue
- * is dropped it stays frozen.
+ * Freeze a closed queue until the end of this transaction, or of its rolled back
+ * part: nobody begins to flush it from now on.  If the queue is dropped it stays
+ * closed and frozen.
  */
 void
 batcher_change_freeze(BatcherSharedQueue *queue)

@@ -117,8 +117,8 @@ check_right(BatcherTarget *target)
 }
 
 /*
- * Is the queue closed to this transaction?  Who closed it waits for those that
- * hold the spool, so they must not wait for him.
+ * Is the queue closed to this transaction?  Who closed it, or is about to drop
+ * it, waits for those that hold the spool, so they must not wait for him.
  */
 static bool
 is_closed(BatcherSharedQueue *queue)
@@ -142,8 +142,8 @@ wait_for_drop(BatcherTarget *target)
 /*
  * The queue with this name, into which the current user may enqueue.  The
  * spool is locked afterwards, until the end of the transaction, so that
- * nobody drops the queue.  Errors: 42704, 42501, 55000; waits for a
- * transaction that drops the queue.
+ * nobody drops the queue.  Errors: 42704, 42501, 55000, and 55P03 in a flush,
+ * where others wait for a transaction that drops the queue or changes its lanes.
  */
 BatcherTarget *
 batcher_target_find(const char *name, int len)
@@ -179,14 +179,15 @@ batcher_target_find(const char *name, int len)
 			target = load_target(key, generation);
 		}
 
-		/*
-		 * See change.c for why the generation is looked at twice.  Who drops a
-		 * queue waits for those who have staged rows in it, so they go on.
-		 */
-		if (unlikely(pg_atomic_read_u32(&target->queue->lane.frozen) != 0 ||
-					 is_closed(target->queue)) &&
-			!batcher_staging_has_queue(target->queue))
+		/* see change.c for why the generation is looked at twice */
+		if (unlikely(is_closed(target->queue)))
 		{
+			/* who has closed it may wait for the worker */
+			if (batcher_in_flush)
+				ereport(ERROR,
+						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+						 errmsg("queue \"%s\" is being changed", target->name),
+						 errdetail("A flush does not wait for that, but is tried again.")));
 			if (!had_lock)
 				batcher_staging_unlock_spool();
 			wait_for_drop(target);

@@ -400,8 +400,8 @@ PG_FUNCTION_INFO_V1(batcher_drop_queue);
 /*
  * batch_drop_queue(queue, force)
  *
- * The lane is frozen, so that nobody begins to use the queue; then who has
- * begun is waited for; what waits then can be counted and thrown away.
+ * The queue is closed and its lane frozen, so that nobody begins to use it; then
+ * who has begun is waited for; what waits then can be counted and thrown away.
  */
 Datum
 batcher_drop_queue(PG_FUNCTION_ARGS)
@@ -420,6 +420,7 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drop queue \"%s\" because this transaction has enqueued rows into it",
 						def->name)));
+	batcher_change_close(queue);
 	batcher_change_freeze(queue);
 	batcher_monitor_wait_for_users();
 	waiting = batcher_monitor_count_waiting(queue, def);

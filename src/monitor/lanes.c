@@ -37,7 +37,8 @@ wait_for_users_until(TimestampTz end)
 	for (user = GetLockConflicts(&tag, ShareLock, NULL);
 		 VirtualTransactionIdIsValid(*user); user++)
 	{
-		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
+		long		ms = TimestampDifferenceMilliseconds(batcher_clock_now(),
+														 end);
 		int			nest_level = NewGUCNestLevel();
 
 		if (LockTimeout == 0 || LockTimeout > ms)

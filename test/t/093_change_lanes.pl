@@ -124,6 +124,32 @@ is( sql(
 SELECT lanes, (SELECT count(*) FROM done WHERE key = 'late')
 FROM batcher.status WHERE queue = 'spread')),
 	'3|1', 'a flush enqueues while the lanes are changed');
+
+# One that begins later is not waited for: it is tried again.
+my $user = $node->background_psql('postgres');
+$user->query_safe(q(BEGIN; SELECT batch_enqueue('spread', '1', 'open')));
+$change->query_until(
+	qr/^go$/m, q(\echo go
+SELECT batch_alter_queue('spread', '{"lanes": 2}');
+));
+wait_sql(
+	$node, q(
+SELECT count(*) = 1 FROM pg_locks
+WHERE locktype = 'virtualxid' AND NOT granted));
+sql($node, q(SELECT batch_enqueue('fill', '1')));
+wait_sql($node,
+	"SELECT last_error LIKE '%is being changed' FROM batcher.status WHERE queue = 'fill'");
+$user->query_safe('COMMIT');
+$user->quit;
+$change->query_safe('SELECT 1');
+wait_drained($node, 'fill');
+wait_drained($node, 'spread');
+is( sql(
+		$node, q(
+SELECT lanes, (SELECT count(*) FROM done WHERE key = 'open'),
+	(SELECT count(*) FROM done WHERE key = 'late')
+FROM batcher.status WHERE queue = 'spread')),
+	'2|1|2', 'a flush that would wait for the change is tried again');
 $_->quit foreach $change, $blockers[1], $blockers[2];
 unlike(slurp_file($node->logfile), qr/deadlock/, 'without a deadlock');
 
