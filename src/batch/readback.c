@@ -481,6 +481,7 @@ static bool
 scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
+	uint32		restores = pg_atomic_read_u32(&view->db->restores);
 	uint64		seen = pg_atomic_read_u64(&lane->spill);
 	uint64		before;
 	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext,
@@ -505,8 +506,12 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	before = pg_atomic_read_u64(&lane->nspilled);
 	find_entries(&scan, spool);
 	count_spilled(lane, seen, before, scan.nrows);
-	batcher_lane_spill_known(lane);
-	if (rb->nentries == 0)
+	if (seen & BATCHER_SPILL_UNKNOWN)
+		batcher_lane_spill_known(lane, view->db, restores);
+	/* a lane that the queue did not have may have got rows meanwhile */
+	if (rb->nentries == 0 &&
+		(scan.lane < scan.nlanes ||
+		 pg_atomic_read_u64(&view->db->generation) == view->generation))
 	{
 		seen &= ~BATCHER_SPILL_UNKNOWN;
 		if (batcher_lane_spill_clear(lane, seen))

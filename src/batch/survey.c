@@ -82,7 +82,7 @@ batcher_survey_spool(BatcherSharedDatabase *db, uint32 restores)
 		pg_atomic_write_u64(&lane->nspilled, survey.nrows[i]);
 		if (survey.nrows[i] > 0 ||
 			!batcher_lane_spill_clear(lane, survey.seen[i]))
-			batcher_lane_spill_known(lane);
+			batcher_lane_spill_known(lane, db, restores);
 	}
 	table_close(spool, AccessShareLock);
 	/* another worker may know of more */

@@ -313,10 +313,7 @@ change_xact_callback(XactEvent event, void *arg)
 
 	/* what was restored is to be looked for, by who sees the generation */
 	if (commit && arrived_level)
-	{
-		batcher_shmem_database_unread(MyDatabaseId);
-		(void) pg_atomic_fetch_add_u32(&changed_db->restores, 1);
-	}
+		batcher_shmem_database_unread(changed_db);
 
 	/* who sees the generation is not to look for tables that are gone */
 	for (change = commit ? changes : NULL; change; change = change->next)

@@ -386,6 +386,8 @@ batcher_definition_publish(const BatcherQueueDef *def,
 	int			i;
 
 	pg_atomic_write_u32(&queue->nlanes, def->options.lanes);
+	/* a lane that the queue has no more may go */
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
 	batcher_foreach_lane(entry, i, queue)
 	{
 		LWLockAcquire(&entry->lane.lock, LW_EXCLUSIVE);
@@ -398,6 +400,7 @@ batcher_definition_publish(const BatcherQueueDef *def,
 							(uint32) Min(def->options.flush_interval,
 										 PG_INT32_MAX));
 	}
+	LWLockRelease(&batcher_shared->lock);
 }
 
 /* Does an entry wait to be taken away, because its queue was dropped? */

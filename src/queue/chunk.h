@@ -159,7 +159,9 @@ extern bool batcher_lane_spilled(BatcherSharedLane *lane);
 extern void batcher_lane_spill_begin(BatcherSharedLane *lane);
 extern void batcher_lane_spill_end(BatcherSharedLane *lane);
 extern void batcher_lane_spill_mark(BatcherSharedLane *lane);
-extern void batcher_lane_spill_known(BatcherSharedLane *lane);
+extern void batcher_lane_spill_known(BatcherSharedLane *lane,
+									 BatcherSharedDatabase *db,
+									 uint32 restores);
 extern bool batcher_lane_spill_clear(BatcherSharedLane *lane, uint64 seen);
 extern void batcher_lane_push(BatcherSharedLane *lane, BatcherChunk *chunk);
 extern void batcher_lane_decide(BatcherChunk *chunk, bool committed,
@@ -182,7 +184,7 @@ extern void batcher_lane_discard(BatcherSharedQueue *queue);
 extern bool batcher_lane_may_retire(BatcherSharedQueue *queue,
 									pg_atomic_uint64 *generation,
 									uint64 expected);
-extern bool batcher_lane_retire(BatcherSharedQueue *queue,
+extern bool batcher_lane_retire(BatcherQueueKey key, int slot,
 								pg_atomic_uint64 *generation,
 								uint64 expected);
 extern void batcher_queue_discard(BatcherSharedQueue *queue);

@@ -83,12 +83,18 @@ batcher_lane_spill_mark(BatcherSharedLane *lane)
 }
 
 /*
- * Somebody has looked through the spool and has found rows of the lane.
+ * Somebody has looked through the spool of 'db' and has found rows of the lane.
+ * 'restores' is db.restores before the snapshot of that look was taken: what
+ * came since is still unknown.  Takes the control lock.
  */
 void
-batcher_lane_spill_known(BatcherSharedLane *lane)
+batcher_lane_spill_known(BatcherSharedLane *lane, BatcherSharedDatabase *db,
+						 uint32 restores)
 {
-	(void) pg_atomic_fetch_and_u64(&lane->spill, ~BATCHER_SPILL_UNKNOWN);
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	if (pg_atomic_read_u32(&db->restores) == restores)
+		(void) pg_atomic_fetch_and_u64(&lane->spill, ~BATCHER_SPILL_UNKNOWN);
+	LWLockRelease(&batcher_shared->lock);
 }
 
 /*
@@ -530,25 +536,34 @@ batcher_lane_may_retire(BatcherSharedQueue *queue,
 
 /*
  * Take away a lane, not the first, that its queue has no more; the main entry
- * gets what is known of its rows.  False, and nothing is done, if it may not go.
+ * gets what is known of its rows.  False, and nothing is done, if it may not go,
+ * or is not this worker's, who holds it then, and not free.
  * Who wants the lane closes the queue before it sees under the control lock that
- * there is one, and opens it after there is a new generation.  The owner, which
- * holds the lane.
+ * there is one, and opens it after there is a new generation.
  */
 bool
-batcher_lane_retire(BatcherSharedQueue *queue, pg_atomic_uint64 *generation,
-					uint64 expected)
+batcher_lane_retire(BatcherQueueKey key, int slot,
+					pg_atomic_uint64 *generation, uint64 expected)
 {
-	bool		retires;
+	BatcherSharedQueue *queue;
+	int			owner;
+	bool		retires = false;
 
+	Assert(key.lane > 0);
 	(void) batcher_shmem_area();
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	retires = batcher_lane_may_retire(queue, generation, expected);
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
+	{
+		owner = batcher_lane_owner(&queue->lane);
+		retires = (owner < 0 || owner == slot) &&
+			batcher_lane_may_retire(queue, generation, expected);
+	}
 	if (retires)
 	{
 		batcher_fate_hand_over(queue);
 		hand_over_counts(queue);
-		(void) batcher_shmem_queue_remove_locked(queue->key);
+		(void) batcher_shmem_queue_remove_locked(key);
 	}
 	LWLockRelease(&batcher_shared->lock);
 	return retires;

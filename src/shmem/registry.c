@@ -369,20 +369,21 @@ batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list, int max)
  * commit.
  */
 void
-batcher_shmem_database_unread(Oid dboid)
+batcher_shmem_database_unread(BatcherSharedDatabase *db)
 {
 	HASH_SEQ_STATUS status;
 	BatcherSharedQueue *queue;
 
-	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	hash_seq_init(&status, queues);
 	while ((queue = hash_seq_search(&status)) != NULL)
 	{
 		/* the version grows, so that nobody clears it who looked before */
-		if (queue->key.db.dboid == dboid)
+		if (queue->key.db.dboid == db->key.dboid)
 			batcher_spill_change(&queue->lane, BATCHER_SPILL_SPILLED |
 								 BATCHER_SPILL_UNKNOWN, 0);
 	}
+	(void) pg_atomic_fetch_add_u32(&db->restores, 1);
 	LWLockRelease(&batcher_shared->lock);
 }
 

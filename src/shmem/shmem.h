@@ -431,7 +431,7 @@ extern bool batcher_shmem_queue_remove_locked(BatcherQueueKey key);
 extern int	batcher_shmem_queue_count(void);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,
 									 int max);
-extern void batcher_shmem_database_unread(Oid dboid);
+extern void batcher_shmem_database_unread(BatcherSharedDatabase *db);
 extern void batcher_shmem_database_remove(BatcherDatabaseKey key);
 extern int	batcher_shmem_database_list(BatcherDatabaseKey *list, int max);
 

@@ -58,8 +58,9 @@ forget_view(BatcherLaneView *view)
 	pfree(view);
 }
 
+/* By the key, because an entry that is not ours may become another lane's. */
 static BatcherLaneView *
-find_view(BatcherSharedQueue *queue)
+find_view(const BatcherQueueKey *key)
 {
 	ListCell   *lc;
 
@@ -67,7 +68,7 @@ find_view(BatcherSharedQueue *queue)
 	{
 		BatcherLaneView *view = lfirst(lc);
 
-		if (view->queue == queue)
+		if (memcmp(&view->queue->key, key, sizeof(*key)) == 0)
 			return view;
 	}
 	return NULL;
@@ -108,15 +109,15 @@ report_flush(BatcherSharedQueue *queue, int rows)
 	batcher_patience_run();
 }
 
-/* Own the lane of a queue, if it is ours to own, and hold it; NULL if not. */
+/* Own the lane with this key, if it is ours to own, and hold it; NULL if not. */
 static BatcherLaneView *
-take_lane(BatcherSharedQueue *queue)
+take_lane(BatcherQueueKey key, bool had_owner)
 {
 	BatcherLaneView *view;
+	BatcherSharedQueue *queue = batcher_slot_own_lane(my_slot, key);
 	MemoryContext old;
-	bool		had_owner = batcher_lane_owner(&queue->lane) >= 0;
 
-	if (!batcher_slot_own_lane(my_slot, queue))
+	if (queue == NULL)
 		return NULL;
 	if (had_owner)
 		batcher_debug_point("taken-over");
@@ -136,13 +137,18 @@ take_lane(BatcherSharedQueue *queue)
 
 /* Take away the entry of a lane of a queue whose drop has committed. */
 static void
-remove_lane(BatcherSharedQueue *queue)
+remove_lane(BatcherQueueKey key)
 {
-	BatcherLaneView *view = find_view(queue);
+	BatcherLaneView *view = find_view(&key);
+	BatcherSharedQueue *queue;
 	BatcherSharedQueue *main;
 
-	if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
-		!batcher_slot_own_lane(my_slot, queue))
+	if (view == NULL)
+		queue = batcher_slot_own_lane(my_slot, key);
+	else
+		queue = batcher_lane_hold(&view->queue->lane, my_slot) ? view->queue :
+			NULL;
+	if (queue == NULL)
 		return;
 	main = queue->main;
 	/* meanwhile another worker may have taken it away */
@@ -154,9 +160,9 @@ remove_lane(BatcherSharedQueue *queue)
 	if (view)
 		forget_view(view);
 	batcher_lane_discard(queue);
-	batcher_probation_forget(&queue->key);
+	batcher_probation_forget(&key);
 	/* lane 0 stays while there are others */
-	if (!batcher_shmem_queue_remove(queue->key))
+	if (!batcher_shmem_queue_remove(key))
 		batcher_slot_disown_lane(my_slot, queue);
 	else if (main != queue)
 		batcher_lane_wake(main);	/* the last one may be gone now */
@@ -191,7 +197,7 @@ remove_dropped(uint64 generation)
 			if (list[i] && last == (list[i]->key.lane == 0) &&
 				pg_atomic_read_u32(&list[i]->main->dropped) != 0)
 			{
-				remove_lane(list[i]);
+				remove_lane(list[i]->key);
 				list[i] = NULL;
 			}
 		}
@@ -270,11 +276,15 @@ adopt_first(BatcherLaneView *view, BatcherQueueDef *def)
 	batcher_lane_let_go(&view->queue->lane);
 }
 
-/* Serve a lane with this definition, if it is ours to serve. */
+/*
+ * Serve a lane, which has this entry, with this definition, if it is ours to
+ * serve.
+ */
 static void
-adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
+adopt_lane(BatcherQueueKey key, BatcherSharedQueue *queue,
+		   BatcherQueueDef *def, uint64 generation)
 {
-	BatcherLaneView *view = find_view(queue);
+	BatcherLaneView *view = find_view(&key);
 
 	if (queue->identity != my_worker->identity)
 	{
@@ -288,7 +298,8 @@ adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
 	}
 	if (view)
 		adopt_definition(view, def);
-	else if ((view = take_lane(queue)) != NULL)
+	else if ((view = take_lane(key, batcher_lane_owner(&queue->lane) >= 0)) !=
+			 NULL)
 		adopt_first(view, def);
 	else
 		return;
@@ -300,23 +311,16 @@ adopt_lane(BatcherSharedQueue *queue, BatcherQueueDef *def, uint64 generation)
  * if that is not to be yet.
  */
 static bool
-retire_lane(BatcherSharedQueue *queue, uint64 generation)
+retire_lane(BatcherQueueKey key, uint64 generation)
 {
-	BatcherLaneView *view = find_view(queue);
-	BatcherQueueKey key = queue->key;
+	BatcherLaneView *view = find_view(&key);
 
-	/* one that may not go yet stays with its owner */
-	if (!batcher_lane_may_retire(queue, &my_db->generation, generation))
+	if (view && !batcher_lane_hold(&view->queue->lane, my_slot))
 		return false;
-	if (view ? !batcher_lane_hold(&queue->lane, my_slot) :
-		!batcher_slot_own_lane(my_slot, queue))
-		return view == NULL;	/* another worker's, or lost to one */
-	if (!batcher_lane_retire(queue, &my_db->generation, generation))
+	if (!batcher_lane_retire(key, my_slot, &my_db->generation, generation))
 	{
 		if (view)
-			batcher_lane_let_go(&queue->lane);
-		else
-			batcher_slot_disown_lane(my_slot, queue);
+			batcher_lane_let_go(&view->queue->lane);
 		return false;
 	}
 	if (view)
@@ -340,6 +344,7 @@ adopt_definitions(List *list, uint64 generation)
 		BatcherQueueDef *def = lfirst(lc);
 		BatcherQueueKey key = {my_db->key, def->id, 0};
 		BatcherSharedQueue *queue;
+		BatcherSharedQueue *entry;
 		bool		over;
 		int			i;
 
@@ -352,18 +357,14 @@ adopt_definitions(List *list, uint64 generation)
 				unserved++;
 			continue;
 		}
-		batcher_definition_publish(def, queue);
+		if (!over)
+			batcher_definition_publish(def, queue);
 		pg_atomic_write_u64(&queue->defined_at, generation);
-		for (i = 0; i < BATCHER_MAX_LANES; i++)
+		batcher_foreach_lane(entry, i, queue)
 		{
-			BatcherSharedQueue *entry = queue->lanes[i];
-
-			if (entry == NULL)
-				continue;
-			if (i >= def->options.lanes &&
-				(retire_lane(entry, generation) || find_view(entry) == NULL))
-				continue;
-			adopt_lane(entry, def, generation);
+			key.lane = i;
+			if (i < def->options.lanes || !retire_lane(key, generation))
+				adopt_lane(key, entry, def, generation);
 		}
 	}
 	return unserved;
@@ -471,10 +472,18 @@ batcher_lanes_load(void)
 	return true;
 }
 
+/* Has the queue no such lane any more, and may ours go now? */
+static bool
+may_retire(BatcherSharedQueue *queue)
+{
+	return queue->key.lane >= pg_atomic_read_u32(&queue->main->nlanes) &&
+		batcher_lane_may_retire(queue, &my_db->generation, loaded_generation);
+}
+
 /*
  * Take lanes that have become free since the definitions were loaded, or whose
- * owners are too busy, and take dropped queues away whose drop was not yet
- * complete then.
+ * owners are too busy, and take dropped queues and lanes away that could not go
+ * then.
  */
 void
 batcher_lanes_look_for_free(bool busy)
@@ -504,6 +513,8 @@ batcher_lanes_look_for_free(bool busy)
 			found = true;
 		if (pg_atomic_read_u32(&queue->main->dropped) != 0 &&
 			(owner < 0 || owner == my_slot))
+			found = true;
+		if (owner == my_slot && may_retire(queue))
 			found = true;
 	}
 	if (found)

@@ -331,24 +331,24 @@ batcher_slot_retire(int slot, bool has_lanes, bool *later)
 }
 
 /*
- * Take a lane, if nobody has it, or its owner is too busy for it, and its
- * database is not set aside.  If so it is held, too.
+ * Take the lane with this key, if nobody has it, or its owner is too busy for
+ * it, and its database is not set aside.  If so it is held, too.  NULL if not,
+ * or if there is none any more.
  */
-bool
-batcher_slot_own_lane(int slot, BatcherSharedQueue *queue)
+BatcherSharedQueue *
+batcher_slot_own_lane(int slot, BatcherQueueKey key)
 {
-	BatcherQueueKey key;
-	bool		owned;
+	BatcherSharedQueue *queue;
 
 	Assert(slot == my_slot);
 
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
-	key = queue->key;
-	/* the entry of a queue that was dropped may be gone */
-	owned = batcher_shmem_queue_locked(key) == queue &&
-		!batcher_aside_marked(key.db.dboid) && batcher_lane_own(queue, slot);
+	queue = batcher_shmem_queue_locked(key);
+	if (queue && (batcher_aside_marked(key.db.dboid) ||
+				  !batcher_lane_own(queue, slot)))
+		queue = NULL;
 	LWLockRelease(&batcher_shared->lock);
-	return owned;
+	return queue;
 }
 
 /*

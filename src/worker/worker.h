@@ -24,7 +24,8 @@ extern void batcher_slot_set_extension(int slot, Oid extoid);
 extern void batcher_slot_release(int slot, uint64 generation);
 extern void batcher_slot_report(int slot, BatcherSharedQueue *queue,
 								int rows);
-extern bool batcher_slot_own_lane(int slot, BatcherSharedQueue *queue);
+extern BatcherSharedQueue *batcher_slot_own_lane(int slot,
+												 BatcherQueueKey key);
 extern void batcher_slot_disown_lane(int slot, BatcherSharedQueue *queue);
 
 extern void batcher_slot_set_idle_long(int slot);
