@@ -344,6 +344,7 @@ extern void batcher_notify_sql_reset(BatcherLaneView *view);
 /* message.c */
 extern void batcher_message_begin(BatcherLaneView *view);
 extern int	batcher_message_made(void);
+extern int	batcher_message_channels(void);
 extern void batcher_message_cut(int n);
 extern void batcher_message_complete(BatcherLaneView *view,
 									 BatcherBatch *batch);

@@ -162,6 +162,7 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 	};
 	BatcherSharedQueue *queue = view->queue;
 	double		ms = (ended - started) / 1000.0;
+	int			level;
 
 	if (batch->nflushed > 0)
 	{
@@ -180,16 +181,14 @@ report_batch(BatcherLaneView *view, BatcherBatch *batch, TimestampTz started,
 			started > batcher_clock_add_ms(due, 10))
 			batcher_count(queue, BATCHER_DEADLINE_MISSED, 1);
 	}
-	if (batcher_log_min_duration >= 0 && ms >= batcher_log_min_duration)
-		ereport(LOG,
-				(errmsg("queue \"%s\": batch " UINT64_FORMAT " of %d rows (%s) took %.3f ms",
+	level = batcher_log_min_duration >= 0 && ms >= batcher_log_min_duration ?
+		LOG : DEBUG1;
+	if (message_level_is_interesting(level))
+		ereport(level,
+				(errmsg("queue \"%s\": batch " UINT64_FORMAT " of %d rows (%s) took %.3f ms, messages: %d, channels: %d",
 						view->def->name, batch->number, batch->nrows,
-						reason_names[batch->reason], ms)));
-	else
-		ereport(DEBUG1,
-				(errmsg_internal("queue \"%s\": batch " UINT64_FORMAT " of %d rows (%s) took %.3f ms",
-								 view->def->name, batch->number, batch->nrows,
-								 reason_names[batch->reason], ms)));
+						reason_names[batch->reason], ms,
+						batcher_message_made(), batcher_message_channels())));
 }
 
 /* The transaction has committed: count it and give memory back. */

@@ -172,6 +172,33 @@ batcher_message_made(void)
 }
 
 /*
+ * To how many channels they go.
+ */
+int
+batcher_message_channels(void)
+{
+	HASHCTL		ctl;
+	HTAB	   *channels;
+	dlist_iter	iter;
+	long		n;
+
+	if (made.n == 0)
+		return 0;
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = NAMEDATALEN;
+	ctl.hcxt = made.cxt;
+	channels = hash_create("batcher channels", 64, &ctl,
+						   HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	dlist_foreach(iter, &made.list)
+		(void) hash_search(channels,
+						   dlist_container(Message, node, iter.cur)->channel,
+						   HASH_ENTER, NULL);
+	n = hash_get_num_entries(channels);
+	hash_destroy(channels);
+	return (int) n;
+}
+
+/*
  * Only the first 'n' messages of the flush in progress stay.
  */
 void

@@ -234,9 +234,21 @@ set('batcher.log_min_duration', '0');
 sql($node, q(SELECT batch_enqueue('same', '{"id": 8}')));
 wait_sql($node, 'SELECT count(*) = 1 FROM done WHERE id = 8');
 $node->wait_for_log(
-	qr/LOG:  queue "same": batch \d+ of 1 rows \(time\) took [\d.]+ ms/,
+	qr/LOG:  queue "same": batch \d+ of 1 rows \(time\) took [\d.]+ ms, messages: 0, channels: 0/,
 	$position);
 pass('batcher.log_min_duration = 0 logs each');
+
+# M4.6: how many rows, messages and topics
+sql(
+	$node, q(
+SELECT batch_create_queue('topics', 'SELECT FROM batch', options =>
+	'{"notify_channel": "{topic}", "notify_format": "summary"}');
+SELECT batch_enqueue('topics', '{}', topic => t)
+FROM unnest('{a,b,a}'::text[]) t));
+$node->wait_for_log(
+	qr/LOG:  queue "topics": batch 1 of 3 rows \(time\) took [\d.]+ ms, messages: 2, channels: 2/,
+	$position);
+pass('with its messages and channels');
 
 # Two owners, one worker at a time.
 set('batcher.max_workers', '1');
