@@ -502,6 +502,9 @@ batcher_flush_lane(BatcherLaneView *view, bool draining)
 		view->deadline = Min(view->deadline,
 							 (TimestampTz) pg_atomic_read_u64(&lane->retry_at));
 	batcher_gather_publish(view);
+	/* of rows that were given up, when none waits */
+	if (pg_atomic_read_u64(&lane->npending) == 0 && !batcher_lane_spilled(lane))
+		batcher_retry_reset(view);
 	/* none of what was read is due: what comes then may be */
 	return refilled == BATCHER_REFILL_AGAIN ||
 		(refilled == BATCHER_REFILL_DONE && batcher_readback_low(view) &&

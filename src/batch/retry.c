@@ -7,7 +7,8 @@
  * owner tries such rows at once.  A row that failed by no fault of its own
  * has no attempts and is here only.  So each row that is here, or that has
  * attempts, waits to be tried again, and holds back the later rows of its key.
- * The memory is linear in such rows.  The worker.
+ * The memory is linear in such rows, and in those that were given up (queue/thin.c)
+ * since none waited last.  The worker.
  */
 #include "postgres.h"
 

@@ -167,6 +167,49 @@ WHERE queue = 'quiet')),
 	"$rows|$rows",
 	'all others were superseded');
 
+# What is known of rows that had failed before they were given up is forgotten.
+sql(
+	$node, q(
+CREATE TABLE fails AS VALUES ('bad', '22012'), ('hot', '40001');
+CREATE FUNCTION fail(key text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	state text;
+BEGIN
+	SELECT column2 INTO state FROM fails WHERE column1 = key;
+	IF FOUND THEN
+		RAISE 'no' USING ERRCODE = state;
+	END IF;
+END $$;
+SELECT batch_create_queue('again', 'SELECT fail(batch_key) FROM batch ORDER BY batch_key',
+	options => '{"durable": false, "key_policy": "last", "retry_delay": "1 h",
+		"retry_max_delay": "1 h", "breaker_threshold": 1000}')));
+
+sub knows_failures
+{
+	my $pid = worker_pid($node);
+	my $position = log_position($node);
+
+	sql($node, "SELECT pg_log_backend_memory_contexts($pid)");
+	$node->wait_for_log(qr/\[$pid\].*Grand total/, $position);
+	return slurp_file($node->logfile, $position) =~ /batcher retries/ ? 1 : 0;
+}
+
+sql(
+	$node, q(
+SELECT batch_enqueue_many('again', '{1,2,3,4}', '{bad,hot,hot,good}')));
+wait_sql($node,
+	q(SELECT rows_retried = 2 FROM batcher.stat_queue WHERE queue = 'again'));
+is(knows_failures(), 1, 'a row is put off');
+sql(
+	$node, qq(
+SELECT batch_enqueue_many('again', array_agg(to_jsonb(i)), array_agg('hot'::text))
+FROM generate_series(1, $rows) i));
+wait_sql($node,
+	q(SELECT pending < 10000 FROM batcher.status WHERE queue = 'again'));
+sql($node, q(TRUNCATE fails; SELECT batch_flush('again')));
+wait_drained($node, 'again');
+is(knows_failures(), 0, 'and nothing is known of it when none waits');
+
 $locker->quit;
 $node->stop;
 done_testing();
