@@ -39,6 +39,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "worker/lanes.h"
 #include "worker/worker.h"
 
@@ -47,6 +48,10 @@ static BatcherSharedWorker *my_worker = NULL;
 static MemoryContext turn_cxt = NULL;	/* reset at each turn */
 static uint32 wakeups_seen = 0;	/* batcher_shmem_wakeups at the last turn */
 static volatile sig_atomic_t got_sigterm = false;
+static TimeoutId alarm_timeout = MAX_TIMEOUTS;
+
+/* Sleeps up to this long end at the microsecond. */
+#define PRECISE_SLEEP_MS	1000
 
 static void
 handle_sigterm(SIGNAL_ARGS)
@@ -242,6 +247,30 @@ has_news(void)
 		batcher_shmem_wakeups() != wakeups_seen;
 }
 
+/* Whoever handles SIGALRM has set the latch. */
+static void
+end_sleep(void)
+{
+}
+
+/*
+ * Wait for the latch, for 'ms' at most (-1: without limit), until 'deadline' if
+ * that is soon: WaitLatch knows whole milliseconds only, which is much of a
+ * window.
+ */
+static int
+wait_for_latch(long ms, TimestampTz deadline, uint32 wait_event)
+{
+	int			events;
+
+	if (ms > 0 && ms <= PRECISE_SLEEP_MS)
+		enable_timeout_at(alarm_timeout, deadline);
+	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
+					   (ms >= 0 ? WL_TIMEOUT : 0), ms, wait_event);
+	disable_timeout(alarm_timeout, false);
+	return events;
+}
+
 /* Sleep until there is something to do. */
 static void
 sleep_until(TimestampTz deadline)
@@ -268,8 +297,7 @@ sleep_until(TimestampTz deadline)
 	pgstat_report_activity(STATE_IDLE, NULL);
 	if (has_news())				/* the latch may have been reset since */
 		return;
-	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
-					   (ms >= 0 ? WL_TIMEOUT : 0), ms, wait_event);
+	events = wait_for_latch(ms, deadline, wait_event);
 	if (idle && (events & WL_TIMEOUT))
 	{
 		batcher_slot_set_idle_long(my_slot);
@@ -293,6 +321,7 @@ start_worker(void)
 	batcher_settle_install();
 	batcher_message_install();
 	batcher_patience_install(my_slot);
+	alarm_timeout = RegisterTimeout(USER_TIMEOUT, end_sleep);
 	(void) batcher_shmem_area();
 
 	SetCurrentStatementStartTimestamp();
