@@ -5,7 +5,8 @@ fault comes at least once; and a gentle part with those after which nothing
 may be missing, not even of the queues that are in memory only: always a fast
 stop among them.  Then the load pauses, and the checker looks.
 
-The order is random, but a kind that did not come for long comes sooner.
+The order is random, but a kind that did not come for long comes sooner, and
+waits for one other at most: none is to be away for ten seconds.
 Each fault has a generator of random numbers of its own, because how many it
 needs depends on what it finds.
 
@@ -81,8 +82,10 @@ class Injector:
     def deal(self, kinds):
         """All of them, more or less in the order of their last time."""
         kinds = sorted(kinds, key=lambda k: self.last_number.get(k, 0))
+        passed = 0              # the first one had to wait for another
         while kinds:
-            yield kinds.pop(self.order.randrange(min(2, len(kinds))))
+            passed = self.order.randrange(2 - passed) if kinds[1:] else 0
+            yield kinds.pop(passed)
 
     def log(self, text):
         line = f'{stamp(time.time())} {text}'
@@ -269,7 +272,7 @@ class Injector:
         for _ in range(self.rng.randint(1, 3)):
             targets = self.some_targets()
             mode = self.rng.choice(('SHARE', 'EXCLUSIVE', 'ACCESS EXCLUSIVE'))
-            seconds = self.rng.uniform(0.1, 1.5)
+            seconds = self.rng.uniform(0.1, 1)
             # Who holds a lock and waits for the flush waits for himself.
             flush = self.rng.random() < 0.3
             self.log(f'lock {", ".join(targets)} in {mode} mode'
@@ -372,7 +375,7 @@ class Injector:
             'batcher.flush_interval': f'{rng.randint(1, 300)}ms',
             'batcher.max_batch_size': rng.choice((10, 100, 1000)),
             'batcher.max_workers': rng.randint(1, 4),
-            'batcher.shutdown_timeout': f'{rng.randint(0, 1500)}ms',
+            'batcher.shutdown_timeout': f'{rng.randint(0, 700)}ms',
             'batcher.enqueue_timeout': f'{rng.randint(0, 2000)}ms',
             'batcher.log_min_duration': rng.choice((-1, 500)),
             'work_mem': f'{rng.randint(64, 4096)}kB',

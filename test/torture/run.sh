@@ -39,7 +39,7 @@ init_server one <<-CONF
 	deadlock_timeout = 300ms
 	log_line_prefix = '%m [%p] %b %e '
 	batcher.shared_memory_size = 8MB
-	batcher.shutdown_timeout = 1s
+	batcher.shutdown_timeout = 700ms
 	batcher.enqueue_timeout = 1s
 	include_if_exists = 'torture.conf'
 CONF

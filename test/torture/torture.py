@@ -32,7 +32,7 @@ from server import Pair, Stuck, wait_for
 
 PRODUCERS = 6
 LISTENERS = 2
-ROUND = 4.0                 # seconds of faults between two checks
+ROUND = 2.0                 # seconds of faults between two checks
 
 # What can be found; each is a line of the result, and should be zero.
 KINDS = ('lost', 'duplicated', 'phantom', 'reordered', 'torn', 'untrue',
