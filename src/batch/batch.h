@@ -148,7 +148,8 @@ typedef struct BatcherLimits
 typedef struct BatcherLaneView
 {
 	BatcherSharedDatabase *db;
-	BatcherSharedQueue *queue;
+	BatcherQueueKey key;
+	BatcherSharedQueue *queue;	/* may be another's, if the lane is lost */
 	BatcherQueueDef *def;
 	uint64		generation;		/* of the definitions that 'def' is of */
 	BatcherExecutor *executor;

@@ -476,8 +476,11 @@ count_spilled(BatcherSharedLane *lane, uint64 seen, uint64 before,
 		(void) pg_atomic_compare_exchange_u64(&lane->nspilled, &before, nrows);
 }
 
-/* Look through the spool; true if the lane is in memory again. */
-static bool
+/*
+ * Look through the spool.  If there is nothing the lane is in memory again; if
+ * that is not certain nothing is known of it, and the definitions are read anew.
+ */
+static void
 scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 {
 	BatcherSharedLane *lane = &view->queue->lane;
@@ -508,19 +511,13 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	count_spilled(lane, seen, before, scan.nrows);
 	if (seen & BATCHER_SPILL_UNKNOWN)
 		batcher_lane_spill_known(lane, view->db, restores);
+	if (rb->nentries > 0)
+		return;
 	/* a lane that the queue did not have may have got rows meanwhile */
-	if (rb->nentries == 0 &&
-		(scan.lane < scan.nlanes ||
-		 pg_atomic_read_u64(&view->db->generation) == view->generation))
-	{
-		seen &= ~BATCHER_SPILL_UNKNOWN;
-		if (batcher_lane_spill_clear(lane, seen))
-		{
-			batcher_readback_reset(view);
-			return true;
-		}
-	}
-	return false;
+	if ((scan.lane >= scan.nlanes &&
+		 pg_atomic_read_u64(&view->db->generation) != view->generation) ||
+		batcher_lane_spill_clear(lane, seen & ~BATCHER_SPILL_UNKNOWN))
+		batcher_readback_reset(view);
 }
 
 /*
@@ -614,12 +611,12 @@ batcher_readback_refill(BatcherLaneView *view)
 	if (view->readback && view->readback->version != version)
 		batcher_readback_reset(view);
 	if (view->readback == NULL || wants_scan(view))
-		(void) scan_spool(view, spool, version);
+		scan_spool(view, spool, version);
 	if (view->readback && !has_room(view) && may_pass(view))
 		pass_over(view);
 	/* left out now and found later it would come after rows of its key */
 	while (view->readback && !fetch_chunks(view, spool))
-		(void) scan_spool(view, spool, version);
+		scan_spool(view, spool, version);
 	table_close(spool, AccessShareLock);
 	CommitTransactionCommand();
 }

@@ -126,7 +126,8 @@ extern BatcherSharedQueue *batcher_definition_make_lanes(BatcherQueueKey key,
 extern bool batcher_definition_ensure_shared(const BatcherQueueDef *def,
 											 BatcherQueueKey *key);
 extern void batcher_definition_publish(const BatcherQueueDef *def,
-									   BatcherSharedQueue *queue);
+									   BatcherQueueKey key,
+									   const uint64 *generation);
 extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
 extern void batcher_definition_lock_name(const char *name);
 extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
@@ -171,6 +172,7 @@ extern uint64 batcher_change_local; /* grows when this transaction's view of
 extern bool batcher_change_is_open(void);
 extern void batcher_change_freeze(BatcherSharedQueue *queue);
 extern void batcher_change_close(BatcherSharedQueue *queue);
+extern void batcher_change_note_lanes(BatcherSharedQueue *queue);
 extern bool batcher_change_closes(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
 extern void batcher_change_note_altered(BatcherSharedQueue *queue);

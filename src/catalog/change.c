@@ -39,6 +39,7 @@ typedef enum ChangeKind
 	CHANGE_ALTERED,				/* the breaker closes if committed */
 	CHANGE_FROZEN,				/* the queue thaws, unless dropped */
 	CHANGE_CLOSED,				/* the queue opens, unless dropped */
+	CHANGE_LANES,				/* lanes that were made go if rolled back */
 	CHANGE_DROPPED,				/* the entry may go if committed */
 	CHANGE_EXTENSION_CREATED,	/* nobody else has the database's entry yet */
 	CHANGE_EXTENSION_DROPPED	/* the database's entry goes if committed */
@@ -173,12 +174,24 @@ batcher_change_freeze(BatcherSharedQueue *queue)
 void
 batcher_change_close(BatcherSharedQueue *queue)
 {
-	changed_db = batcher_catalog_database();
+	uint64		number = batcher_number_take(batcher_catalog_database());
+
+	/* what may fail is done: from here on it is to be undone */
 	add_change(CHANGE_CLOSED, queue, NULL);
-	pg_atomic_write_u64(&queue->closed_at, batcher_number_take(changed_db));
+	pg_atomic_write_u64(&queue->closed_at, number);
 	pg_memory_barrier();
 	(void) pg_atomic_fetch_add_u32(&queue->closed, 1);
 	pg_memory_barrier();
+}
+
+/*
+ * This transaction is about to make more lanes for a queue, perhaps.
+ */
+void
+batcher_change_note_lanes(BatcherSharedQueue *queue)
+{
+	changed_db = batcher_catalog_database();
+	add_change(CHANGE_LANES, queue, NULL);
 }
 
 /*
@@ -253,8 +266,10 @@ end_changes(bool commit, int level)
 			case CHANGE_CLOSED:
 				if (queue)
 					(void) pg_atomic_fetch_sub_u32(&queue->closed, 1);
-				/* lanes that were made for it are taken away */
-				if (queue && !commit)
+				break;
+			case CHANGE_LANES:
+				/* who reads the definitions then takes them away */
+				if (!commit)
 					(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
 				break;
 			case CHANGE_CREATED:
@@ -322,7 +337,7 @@ change_xact_callback(XactEvent event, void *arg)
 			pg_atomic_write_u32(&change->db->gone, 1);
 	}
 
-	/* the generation first: who finds a lane not frozen has seen it */
+	/* the generation first: who finds a queue open has seen it */
 	if (commit && changed_level)
 		(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
 	end_changes(commit, 0);

@@ -374,20 +374,30 @@ batcher_definition_identity(const BatcherQueueDef *def)
 }
 
 /*
- * Tell in shared memory what others need to know of a definition.  Workers,
- * with a committed definition, and whoever made the entry.
+ * Tell in shared memory what others need to know of a definition: of those of
+ * 'generation', unless there are others by now, or, with NULL, of one that stays
+ * as it is, because the caller keeps others from changing it.
  */
 void
-batcher_definition_publish(const BatcherQueueDef *def,
-						   BatcherSharedQueue *queue)
+batcher_definition_publish(const BatcherQueueDef *def, BatcherQueueKey key,
+						   const uint64 *generation)
 {
+	BatcherSharedDatabase *db = batcher_catalog_database();
 	Oid			identity = batcher_definition_identity(def);
+	BatcherSharedQueue *queue;
 	BatcherSharedQueue *entry;
 	int			i;
 
-	pg_atomic_write_u32(&queue->nlanes, def->options.lanes);
-	/* a lane that the queue has no more may go */
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	key.lane = 0;
+	queue = batcher_shmem_queue_locked(key);
+	if (queue == NULL ||
+		(generation && pg_atomic_read_u64(&db->generation) != *generation))
+	{
+		LWLockRelease(&batcher_shared->lock);
+		return;
+	}
+	pg_atomic_write_u32(&queue->nlanes, def->options.lanes);
 	batcher_foreach_lane(entry, i, queue)
 	{
 		LWLockAcquire(&entry->lane.lock, LW_EXCLUSIVE);
@@ -469,7 +479,7 @@ batcher_definition_shared(const BatcherQueueDef *def)
 	if (i == def->options.lanes)
 		return queue;
 	queue = batcher_definition_make_lanes(key, def->options.lanes, false);
-	batcher_definition_publish(def, queue);
+	batcher_definition_publish(def, key, NULL);
 	return queue;
 }
 

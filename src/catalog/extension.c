@@ -15,6 +15,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "base/debug.h"
 #include "catalog/catalog.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
@@ -215,6 +216,7 @@ refill_numbers(BatcherSharedDatabase *db)
 	uint64		first;
 	uint64		limit;
 
+	batcher_debug_point("numbers");
 	LockDatabaseObject(ExtensionRelationId, extoid, 2, ExclusiveLock);
 	XactReadOnly = false;
 	PG_TRY();

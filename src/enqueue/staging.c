@@ -38,6 +38,7 @@
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #define INLINE_LANES	4
 #define INLINE_CHUNKS	8
@@ -54,8 +55,10 @@ static int	max_lanes = INLINE_LANES;
 static int	max_chunks = INLINE_CHUNKS;
 static bool active = false;		/* the spool is locked */
 static Oid	locked_spool = InvalidOid;
-static int	locked_level;		/* nesting level that holds the lock */
-static uint64 locked_number;	/* the next number, right after that */
+static int	locked_level;		/* nesting level that needs the lock */
+static Oid	held_spool = InvalidOid;	/* locked until the end of the transaction,
+										 * needed or not */
+static uint64 held_number;		/* the next number, right after that */
 
 /* Bytes of one lane that a transaction keeps in the area before it seals. */
 static Size
@@ -74,6 +77,31 @@ batcher_staging_active(void)
 }
 
 /*
+ * Lock, or unlock, the spool for the transaction.  A savepoint to which it rolls
+ * back does not take the lock: who waits for a transaction that had enqueued
+ * waits for its end.
+ */
+static void
+set_lock(Oid spool, bool lock)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	PG_TRY();
+	{
+		if (lock)
+			LockRelationOid(spool, RowExclusiveLock);
+		else
+			UnlockRelationOid(spool, RowExclusiveLock);
+	}
+	PG_FINALLY();
+	{
+		CurrentResourceOwner = owner;
+	}
+	PG_END_TRY();
+}
+
+/*
  * Lock the spool until the end of the transaction; returns its OID.  It costs
  * nothing after the first call of a transaction.
  */
@@ -86,19 +114,23 @@ batcher_staging_lock_spool(void)
 	{
 		Oid			spool = batcher_catalog_find(false)->spool;
 
-		LockRelationOid(spool, RowExclusiveLock);
+		if (spool != held_spool)
+			set_lock(spool, true);
 		/* the lock brought news: is it still the one? */
 		if (batcher_catalog_find(false)->spool == spool)
 		{
 			locked_spool = spool;
 			locked_level = GetCurrentTransactionNestLevel();
-			locked_number = batcher_spool_held_since != 0 ?
-				batcher_spool_held_since :
-				pg_atomic_read_u64(&batcher_catalog_database()->next_number);
+			if (spool != held_spool)
+				held_number = batcher_spool_held_since != 0 ?
+					batcher_spool_held_since :
+					pg_atomic_read_u64(&batcher_catalog_database()->next_number);
+			held_spool = spool;
 			active = true;
 			return spool;
 		}
-		UnlockRelationOid(spool, RowExclusiveLock);
+		if (spool != held_spool)
+			set_lock(spool, false);
 	}
 }
 
@@ -108,7 +140,7 @@ batcher_staging_lock_spool(void)
 bool
 batcher_staging_locked_before(uint64 number)
 {
-	return active && locked_number <= number;
+	return active && held_number <= number;
 }
 
 /*
@@ -119,7 +151,8 @@ void
 batcher_staging_unlock_spool(void)
 {
 	Assert(active && nlanes == 0);
-	UnlockRelationOid(locked_spool, RowExclusiveLock);
+	set_lock(held_spool, false);
+	held_spool = InvalidOid;
 	active = false;
 }
 
@@ -409,7 +442,7 @@ prepare_commit(void)
 	batcher_debug_point("pre-commit");
 }
 
-/* Nothing is staged any more, and the spool is not locked. */
+/* Nothing is staged any more, and the spool need not be locked. */
 static void
 reset_staging(void)
 {
@@ -470,6 +503,9 @@ end_transaction(bool commit)
 static void
 staging_xact_callback(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		held_spool = InvalidOid;
 	if (!active)
 		return;
 	switch (event)
@@ -533,7 +569,7 @@ staging_subxact_callback(SubXactEvent event, SubTransactionId my_id,
 		}
 		if (locked_level >= level)
 		{
-			/* the lock goes with the level that took it, as did all rows */
+			/* nothing is left for which the lock was taken */
 			Assert(nchunks == 0);
 			reset_staging();
 		}

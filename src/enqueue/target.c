@@ -123,9 +123,10 @@ check_right(BatcherTarget *target)
 static bool
 is_closed(BatcherSharedQueue *queue)
 {
-	return pg_atomic_read_u32(&queue->closed) != 0 &&
-		!batcher_change_closes(queue) &&
-		!batcher_staging_locked_before(pg_atomic_read_u64(&queue->closed_at));
+	if (pg_atomic_read_u32(&queue->closed) == 0 || batcher_change_closes(queue))
+		return false;
+	pg_read_barrier();			/* the number was there before */
+	return !batcher_staging_locked_before(pg_atomic_read_u64(&queue->closed_at));
 }
 
 /*
@@ -191,6 +192,7 @@ batcher_target_find(const char *name, int len)
 			if (!had_lock)
 				batcher_staging_unlock_spool();
 			wait_for_drop(target);
+			CHECK_FOR_INTERRUPTS();
 			continue;
 		}
 		pg_read_barrier();

@@ -192,17 +192,6 @@ timeout_end(FunctionCallInfo fcinfo, int arg)
 	return batcher_clock_add_ms(batcher_clock_now(), Max(ms, 0));
 }
 
-/* Raise an atomic to at least 'value'. */
-static void
-raise_to(pg_atomic_uint64 *atomic, uint64 value)
-{
-	uint64		seen = pg_atomic_read_u64(atomic);
-
-	while (seen < value &&
-		   !pg_atomic_compare_exchange_u64(atomic, &seen, value))
-		;
-}
-
 /*
  * Ask for a flush, or a purge, of what has a number below 'upto', unless the
  * queue is gone or holds no row.  False if so; otherwise 'before' is how the
@@ -223,8 +212,8 @@ ask_worker(BatcherQueueKey key, bool purge, uint64 upto, QueueNow *before)
 	if (queue)
 	{
 		batcher_foreach_lane(entry, i, queue)
-			raise_to(purge ? &entry->lane.purge_upto :
-					 &entry->lane.flush_upto, upto);
+			batcher_raise_to(purge ? &entry->lane.purge_upto :
+							 &entry->lane.flush_upto, upto);
 	}
 	LWLockRelease(&batcher_shared->lock);
 	if (queue)
@@ -561,7 +550,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 		PG_RETURN_DATUM(fate_datum(BATCHER_FATE_UNKNOWN));
 
 	batcher_foreach_lane(entry, i, target->queue)
-		raise_to(&entry->lane.watch_upto, upto);
+		batcher_raise_to(&entry->lane.watch_upto, upto);
 	batcher_queue_wake(target->queue);
 	ConditionVariablePrepareToSleep(batcher_settled_cv(key.queue_id));
 	for (;;)

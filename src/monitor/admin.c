@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "base/clock.h"
 #include "batch/batch.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
@@ -284,7 +285,7 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	queue = batcher_definition_make_lanes(key, 1, true);
 	batcher_change_note_created(queue);
 	(void) batcher_definition_make_lanes(key, def.options.lanes, true);
-	batcher_definition_publish(&def, queue);
+	batcher_definition_publish(&def, key, NULL);
 	PG_RETURN_VOID();
 }
 
@@ -367,18 +368,6 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 }
 
 /*
- * Wait for all transactions that have enqueued, and for the flush.
- */
-void
-batcher_monitor_wait_for_users(void)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, batcher_catalog_find(false)->spool);
-	WaitForLockers(tag, ShareLock, false);
-}
-
-/*
  * How many rows of a queue wait, when nobody uses it.
  */
 int64
@@ -422,7 +411,7 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 						def->name)));
 	batcher_change_close(queue);
 	batcher_change_freeze(queue);
-	batcher_monitor_wait_for_users();
+	batcher_monitor_wait_for_users(BATCHER_NEVER);
 	waiting = batcher_monitor_count_waiting(queue, def);
 	if (waiting > 0 && !force)
 		ereport(ERROR,

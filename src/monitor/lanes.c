@@ -23,17 +23,19 @@ wait_context(void *arg)
 }
 
 /*
- * As batcher_monitor_wait_for_users, but until 'end' at most.  Errors: 55P03.
+ * Wait for all transactions that have enqueued, and for the flushes, until 'end'
+ * at most.  Errors: 55P03.
  */
-static void
-wait_for_users_until(TimestampTz end)
+void
+batcher_monitor_wait_for_users(TimestampTz end)
 {
 	ErrorContextCallback context = {error_context_stack, wait_context, NULL};
 	VirtualTransactionId *user;
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_RELATION(tag, MyDatabaseId, batcher_catalog_find(false)->spool);
-	error_context_stack = &context;
+	if (end != BATCHER_NEVER)
+		error_context_stack = &context;
 	for (user = GetLockConflicts(&tag, ShareLock, NULL);
 		 VirtualTransactionIdIsValid(*user); user++)
 	{
@@ -41,7 +43,7 @@ wait_for_users_until(TimestampTz end)
 														 end);
 		int			nest_level = NewGUCNestLevel();
 
-		if (LockTimeout == 0 || LockTimeout > ms)
+		if (end != BATCHER_NEVER && (LockTimeout == 0 || LockTimeout > ms))
 			(void) set_config_option("lock_timeout",
 									 psprintf("%ld", Max(ms, 1)),
 									 PGC_USERSET, PGC_S_SESSION,
@@ -74,9 +76,10 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot change the lanes of queue \"%s\" because this transaction has enqueued rows into it",
 						def->name)));
+	batcher_change_note_lanes(queue);	/* seen to after the queue is open */
 	batcher_change_close(queue);
 	end = batcher_clock_add_ms(batcher_clock_now(), batcher_enqueue_timeout);
-	wait_for_users_until(end);
+	batcher_monitor_wait_for_users(end);
 	(void) batcher_wait_flushed(queue->key, def->name, end);
 	if (batcher_monitor_count_waiting(queue, def) > 0)
 		ereport(ERROR,

@@ -50,11 +50,11 @@ batcher_set_time(Datum *value, bool *isnull, TimestampTz t)
 }
 
 /* admin.c */
-extern void batcher_monitor_wait_for_users(void);
 extern int64 batcher_monitor_count_waiting(BatcherSharedQueue *queue,
 										   const BatcherQueueDef *def);
 
 /* lanes.c */
+extern void batcher_monitor_wait_for_users(TimestampTz end);
 extern void batcher_monitor_change_lanes(const BatcherQueueDef *def);
 
 #endif							/* BATCHER_MONITOR_H */

@@ -83,8 +83,7 @@ batcher_lane_spill_mark(BatcherSharedLane *lane)
 }
 
 /*
- * Somebody has looked through the spool of 'db' and has found rows of the lane.
- * 'restores' is db.restores before the snapshot of that look was taken: what
+ * Somebody has looked through the spool of 'db' for rows of the lane.  'restores' is db.restores before the snapshot of that look was taken: what
  * came since is still unknown.  Takes the control lock.
  */
 void
@@ -536,9 +535,9 @@ batcher_lane_may_retire(BatcherSharedQueue *queue,
 
 /*
  * Take away a lane, not the first, that its queue has no more; the main entry
- * gets what is known of its rows.  False, and nothing is done, if it may not go,
- * or is not this worker's, who holds it then, and not free.
- * Who wants the lane closes the queue before it sees under the control lock that
+ * gets what is known of its rows.  The lane has no owner, or the worker of 'slot'
+ * owns and holds it: if not, or if it may not go, nothing is done, and the result
+ * is false.  Who wants the lane closes the queue before it sees under the control lock that
  * there is one, and opens it after there is a new generation.
  */
 bool
@@ -561,6 +560,8 @@ batcher_lane_retire(BatcherQueueKey key, int slot,
 	}
 	if (retires)
 	{
+		Assert(owner < 0 ||
+			   pg_atomic_read_u32(&queue->lane.owner) & BATCHER_OWNER_HOLDS);
 		batcher_fate_hand_over(queue);
 		hand_over_counts(queue);
 		(void) batcher_shmem_queue_remove_locked(key);

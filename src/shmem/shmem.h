@@ -283,8 +283,9 @@ typedef struct BatcherSharedQueue
 									 * a worker found it last */
 	pg_atomic_uint32 dropped;	/* its drop has committed: a worker may take it
 								 * away; its lane stays frozen */
-	pg_atomic_uint32 closed;	/* the number of its lanes is about to change:
-								 * nobody begins to enqueue ... */
+	pg_atomic_uint32 closed;	/* it is about to be dropped, or the number of
+								 * its lanes to change: nobody begins to
+								 * enqueue ... */
 	pg_atomic_uint64 closed_at; /* ... who has not locked the spool before this
 								 * number was drawn */
 	pg_atomic_uint64 batch_number;	/* of the last batch */
@@ -485,6 +486,17 @@ batcher_spill_change(BatcherSharedLane *lane, uint64 bits, int delta)
 		else if (delta < 0)
 			want -= BATCHER_SPILL_ONE;
 	} while (!pg_atomic_compare_exchange_u64(&lane->spill, &seen, want));
+}
+
+/* Raise an atomic to at least 'value'. */
+static inline void
+batcher_raise_to(pg_atomic_uint64 *atomic, uint64 value)
+{
+	uint64		seen = pg_atomic_read_u64(atomic);
+
+	while (seen < value &&
+		   !pg_atomic_compare_exchange_u64(atomic, &seen, value))
+		;
 }
 
 static inline ConditionVariable *

@@ -58,9 +58,9 @@ forget_view(BatcherLaneView *view)
 	pfree(view);
 }
 
-/* By the key, because an entry that is not ours may become another lane's. */
+/* By key and entry: one that we have lost may be another lane's by now. */
 static BatcherLaneView *
-find_view(const BatcherQueueKey *key)
+find_view(BatcherQueueKey key, BatcherSharedQueue *queue)
 {
 	ListCell   *lc;
 
@@ -68,7 +68,7 @@ find_view(const BatcherQueueKey *key)
 	{
 		BatcherLaneView *view = lfirst(lc);
 
-		if (memcmp(&view->queue->key, key, sizeof(*key)) == 0)
+		if (view->queue == queue && memcmp(&view->key, &key, sizeof(key)) == 0)
 			return view;
 	}
 	return NULL;
@@ -116,14 +116,26 @@ take_lane(BatcherQueueKey key, bool had_owner)
 	BatcherLaneView *view;
 	BatcherSharedQueue *queue = batcher_slot_own_lane(my_slot, key);
 	MemoryContext old;
+	ListCell   *lc;
 
 	if (queue == NULL)
 		return NULL;
+	/* of a lane that had the entry before, and that we have lost */
+	foreach(lc, batcher_lane_views)
+	{
+		view = lfirst(lc);
+		if (view->queue == queue)
+		{
+			forget_view(view);
+			break;
+		}
+	}
 	if (had_owner)
 		batcher_debug_point("taken-over");
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	view = palloc0(sizeof(BatcherLaneView));
 	view->db = my_db;
+	view->key = key;
 	view->queue = queue;
 	view->report = report_flush;
 	view->deadline = BATCHER_NEVER;
@@ -137,17 +149,16 @@ take_lane(BatcherQueueKey key, bool had_owner)
 
 /* Take away the entry of a lane of a queue whose drop has committed. */
 static void
-remove_lane(BatcherQueueKey key)
+remove_lane(BatcherSharedQueue *queue)
 {
-	BatcherLaneView *view = find_view(&key);
-	BatcherSharedQueue *queue;
+	BatcherQueueKey key = queue->key;
+	BatcherLaneView *view = find_view(key, queue);
 	BatcherSharedQueue *main;
 
 	if (view == NULL)
 		queue = batcher_slot_own_lane(my_slot, key);
-	else
-		queue = batcher_lane_hold(&view->queue->lane, my_slot) ? view->queue :
-			NULL;
+	else if (!batcher_lane_hold(&queue->lane, my_slot))
+		queue = NULL;
 	if (queue == NULL)
 		return;
 	main = queue->main;
@@ -197,7 +208,7 @@ remove_dropped(uint64 generation)
 			if (list[i] && last == (list[i]->key.lane == 0) &&
 				pg_atomic_read_u32(&list[i]->main->dropped) != 0)
 			{
-				remove_lane(list[i]->key);
+				remove_lane(list[i]);
 				list[i] = NULL;
 			}
 		}
@@ -284,9 +295,9 @@ static void
 adopt_lane(BatcherQueueKey key, BatcherSharedQueue *queue,
 		   BatcherQueueDef *def, uint64 generation)
 {
-	BatcherLaneView *view = find_view(&key);
+	BatcherLaneView *view = find_view(key, queue);
 
-	if (queue->identity != my_worker->identity)
+	if (batcher_definition_identity(def) != my_worker->identity)
 	{
 		/* another owner now: another worker's */
 		if (view)
@@ -311,16 +322,16 @@ adopt_lane(BatcherQueueKey key, BatcherSharedQueue *queue,
  * if that is not to be yet.
  */
 static bool
-retire_lane(BatcherQueueKey key, uint64 generation)
+retire_lane(BatcherQueueKey key, BatcherSharedQueue *queue, uint64 generation)
 {
-	BatcherLaneView *view = find_view(&key);
+	BatcherLaneView *view = find_view(key, queue);
 
-	if (view && !batcher_lane_hold(&view->queue->lane, my_slot))
+	if (view && !batcher_lane_hold(&queue->lane, my_slot))
 		return false;
 	if (!batcher_lane_retire(key, my_slot, &my_db->generation, generation))
 	{
 		if (view)
-			batcher_lane_let_go(&view->queue->lane);
+			batcher_lane_let_go(&queue->lane);
 		return false;
 	}
 	if (view)
@@ -357,13 +368,13 @@ adopt_definitions(List *list, uint64 generation)
 				unserved++;
 			continue;
 		}
-		if (!over)
-			batcher_definition_publish(def, queue);
-		pg_atomic_write_u64(&queue->defined_at, generation);
+		batcher_definition_publish(def, key, &generation);
+		batcher_raise_to(&queue->defined_at, generation);
 		batcher_foreach_lane(entry, i, queue)
 		{
 			key.lane = i;
-			if (i < def->options.lanes || !retire_lane(key, generation))
+			if (i < def->options.lanes ||
+				!retire_lane(key, entry, generation))
 				adopt_lane(key, entry, def, generation);
 		}
 	}
@@ -472,12 +483,23 @@ batcher_lanes_load(void)
 	return true;
 }
 
-/* Has the queue no such lane any more, and may ours go now? */
+/*
+ * Has a queue that we know no such lane any more, and may the lane go now?
+ */
 static bool
 may_retire(BatcherSharedQueue *queue)
 {
-	return queue->key.lane >= pg_atomic_read_u32(&queue->main->nlanes) &&
+	BatcherQueueKey key = queue->key;
+	bool		may;
+
+	if (key.lane < pg_atomic_read_u32(&queue->main->nlanes))
+		return false;
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	may = batcher_shmem_queue_locked(key) == queue &&
+		pg_atomic_read_u64(&queue->main->defined_at) == loaded_generation &&
 		batcher_lane_may_retire(queue, &my_db->generation, loaded_generation);
+	LWLockRelease(&batcher_shared->lock);
+	return may;
 }
 
 /*
@@ -514,7 +536,7 @@ batcher_lanes_look_for_free(bool busy)
 		if (pg_atomic_read_u32(&queue->main->dropped) != 0 &&
 			(owner < 0 || owner == my_slot))
 			found = true;
-		if (owner == my_slot && may_retire(queue))
+		if ((owner < 0 || owner == my_slot) && may_retire(queue))
 			found = true;
 	}
 	if (found)

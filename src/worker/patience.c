@@ -11,7 +11,7 @@
  * timer only, and a worker with a single lane has none.
  *
  * The server does not take back a timer that is not needed any more; it ends
- * the sleep of a process once.  Therefore none is started by a mere look.
+ * the sleep of a process once.  Therefore this one is not started by a mere look.
  *
  * The handler wakes the launcher only if more than one lane had something to
  * do at the beginning of the turn, or somebody was woken since.  It says that

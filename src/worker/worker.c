@@ -198,6 +198,10 @@ serve_lanes(bool draining, TimestampTz *deadline)
 			more = true;
 		batcher_lane_let_go(lane);
 		*deadline = Min(*deadline, view->deadline);
+		/* see before long whether a lane that the queue has no more may go */
+		if (view->key.lane >= view->def->options.lanes)
+			*deadline = Min(*deadline,
+							batcher_clock_add_ms(batcher_clock_now(), 1000));
 	}
 	if (more)
 		batcher_message_send();
@@ -256,7 +260,8 @@ end_sleep(void)
 /*
  * Wait for the latch, for 'ms' at most (-1: without limit), until 'deadline' if
  * that is soon: WaitLatch knows whole milliseconds only, which is much of a
- * window.
+ * window.  Who is woken before is woken once more at that time, for nothing,
+ * because the server does not take the timer back.
  */
 static int
 wait_for_latch(long ms, TimestampTz deadline, uint32 wait_event)

@@ -119,6 +119,25 @@ like(
 	qr/extension "batcher" is not installed in this database/,
 	'who waited for the lock is told that it is gone');
 
+# A drop that fails before it has closed the queue leaves it open.
+sql($node, 'CREATE DATABASE fresh');
+my $tickets;
+$node->psql(
+	'fresh', q(
+BEGIN;
+CREATE EXTENSION batcher;
+SELECT batch_create_queue('q', 'SELECT FROM batch');
+SAVEPOINT s;
+SET LOCAL batcher.debug_points = 'numbers=error';
+SELECT batch_drop_queue('q');
+ROLLBACK TO s;
+SELECT batch_enqueue('q', '1') > 0;
+COMMIT),
+	stdout => \$tickets,
+	on_error_stop => 0,
+	timeout => 30);
+like($tickets, qr/^t$/m, 'a queue that was not dropped is open');
+
 $_->quit foreach $session, $second;
 $node->stop;
 done_testing();
