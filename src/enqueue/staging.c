@@ -77,9 +77,9 @@ batcher_staging_active(void)
 }
 
 /*
- * Lock, or unlock, the spool for the transaction.  A savepoint to which it rolls
- * back does not take the lock: who waits for a transaction that had enqueued
- * waits for its end.
+ * Lock, or unlock, the spool for the transaction, as inv_api.c does with the
+ * relations of large objects.  A savepoint to which it rolls back does not take
+ * the lock: who waits for a transaction that had enqueued waits for its end.
  */
 static void
 set_lock(Oid spool, bool lock)
@@ -87,18 +87,11 @@ set_lock(Oid spool, bool lock)
 	ResourceOwner owner = CurrentResourceOwner;
 
 	CurrentResourceOwner = TopTransactionResourceOwner;
-	PG_TRY();
-	{
-		if (lock)
-			LockRelationOid(spool, RowExclusiveLock);
-		else
-			UnlockRelationOid(spool, RowExclusiveLock);
-	}
-	PG_FINALLY();
-	{
-		CurrentResourceOwner = owner;
-	}
-	PG_END_TRY();
+	if (lock)
+		LockRelationOid(spool, RowExclusiveLock);
+	else
+		UnlockRelationOid(spool, RowExclusiveLock);
+	CurrentResourceOwner = owner;	/* whoever catches an error sets it, too */
 }
 
 /*
