@@ -15,7 +15,13 @@ watch_with_sanitizers()
 	be_patient 360
 }
 
-watch_with_valgrind() { be_patient 1800; }
+watch_with_valgrind()
+{
+	as_pg tee "$WORK/valgrind.supp" >/dev/null \
+		<"$ROOT/test/instrumented/valgrind.supp"
+	export BATCHER_VALGRIND="--suppressions=$WORK/valgrind.supp ${BATCHER_VALGRIND:-}"
+	be_patient 1800
+}
 
 # Everything is slower: wait up to so many seconds for what a test waits for.
 be_patient()

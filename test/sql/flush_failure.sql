@@ -46,7 +46,7 @@ SELECT batch_flush('ff', '0'), batch_flush('ff memory', '0');
 SELECT ff_until($$SELECT bool_and(batches_failed >= 2) FROM batcher.stat_queue WHERE queue <> 'ff good'$$);
 SELECT count(*) FROM ff_target;
 SELECT queue, payload, attempts FROM batcher.pending ORDER BY ticket;
-SELECT queue, pending, is_flushing, consecutive_failures > 0 AS failing, last_error, breaker_state
+SELECT queue, pending, consecutive_failures > 0 AS failing, last_error, breaker_state
     FROM batcher.status WHERE queue <> 'ff good' ORDER BY queue;
 SELECT queue, rows_flushed, rows_retried > 0 AS retried, rows_failed, rows_dead, batches, batches_failed > 0 AS failed,
        last_error, last_error_at <= clock_timestamp() AS dated
