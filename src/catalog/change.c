@@ -11,22 +11,17 @@
  *
  * Notes are kept by nesting level, as a rolled back savepoint takes its part
  * with it.  The callbacks at the end of the transaction cannot fail; they
- * allocate nothing.  Client backends, and whoever restores.
+ * allocate nothing.  Client backends, and whoever restores (restore.c).
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "base/compat.h"
 #include "catalog/catalog.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
-#include "replication/logicalworker.h"
-#include "storage/proc.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -113,6 +108,33 @@ note_change(void)
 	}
 	note_level(&changed_level);
 	batcher_change_local++;
+}
+
+/*
+ * A restore brings something in this transaction: at the commit every lane counts
+ * as spilled, and the workers look through the spool.  Not before: who looks then
+ * finds nothing.
+ */
+void
+batcher_change_note_arrival(void)
+{
+	if (batcher_shared == NULL)
+		return;
+	note_change();
+	note_level(&arrived_level);
+}
+
+/*
+ * This transaction is about to hold all queues for a restore; false if it has
+ * already.
+ */
+bool
+batcher_change_note_held(void)
+{
+	if (held_level)
+		return false;
+	note_level(&held_level);
+	return true;
 }
 
 /*
@@ -421,8 +443,8 @@ batcher_change_install(void)
  * Sessions and workers go on using a queue whose definition goes behind their
  * backs, so nobody changes the tables by hand.
  */
-static void
-refuse_direct_change(Relation rel)
+void
+batcher_change_refuse_direct(Relation rel)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -447,198 +469,7 @@ batcher_changed(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.changed")));
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-		refuse_direct_change(trigdata->tg_relation);
+		batcher_change_refuse_direct(trigdata->tg_relation);
 	note_change();
 	return PointerGetDatum(NULL);
-}
-
-/* The columns of an arriving tuple that are replaced, at most. */
-#define MAX_REPLACED	4
-
-/* Replace some columns of an arriving tuple. */
-static HeapTuple
-replace_columns(TriggerData *trigdata, int n, const char **names,
-				Datum *values, bool *nulls)
-{
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	int			columns[MAX_REPLACED];
-	int			i;
-
-	Assert(n <= lengthof(columns));
-	for (i = 0; i < n; i++)
-	{
-		columns[i] = SPI_fnumber(desc, names[i]);
-		if (columns[i] <= 0)
-			elog(ERROR, "column \"%s\" is missing in table \"%s\"", names[i],
-				 RelationGetRelationName(trigdata->tg_relation));
-	}
-	return heap_modify_tuple_by_cols(trigdata->tg_trigtuple, desc, n, columns,
-									 values, nulls);
-}
-
-/*
- * A restore brings something: at the commit every lane counts as spilled, and
- * the workers look through the spool.  Not before: who looks then finds
- * nothing.
- */
-static void
-note_arrival(void)
-{
-	if (batcher_shared == NULL)
-		return;
-	note_change();
-	note_level(&arrived_level);
-}
-
-/*
- * Rows have come into the spool: hold every queue.  The queues of a restored
- * database are held as they arrive; this is for rows that are restored into a
- * database that had its queues already.
- */
-static void
-hold_all_queues(void)
-{
-	ListCell   *lc;
-
-	if (held_level)
-		return;
-	foreach(lc, batcher_definition_list())
-	{
-		BatcherQueueDef *def = lfirst(lc);
-
-		if (def->paused)
-			continue;
-		def->paused = true;
-		def->pause_reason = pstrdup(BATCHER_RESTORED);
-		batcher_definition_update(def);
-	}
-	note_level(&held_level);
-}
-
-/*
- * A tuple of the spool, or a dead letter, has come: no number that it bears is
- * given again.  The sequence is restored too, but maybe later.  There must be
- * numbers left.
- */
-static void
-skip_numbers(TriggerData *trigdata, bool dead)
-{
-	HeapTuple	tuple = trigdata->tg_trigtuple;
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	uint64		last = dead ? batcher_dead_ticket(tuple, desc) :
-		batcher_spool_last_number(tuple, desc);
-
-	if (last > PG_INT64_MAX / 2)
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("number or ticket %lld of a row of table \"batcher.%s\" is out of range",
-						(long long) last,
-						RelationGetRelationName(trigdata->tg_relation))));
-	if (batcher_shared)
-		batcher_number_renew(batcher_catalog_database(), last + 1);
-}
-
-/*
- * What a restore brings, without what it says of another database: where a row
- * of the spool is at home, and which roles, relations and types are meant.
- */
-static HeapTuple
-release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
-{
-	Oid			relid = RelationGetRelid(trigdata->tg_relation);
-	const char *names[MAX_REPLACED];
-	int			n = 0;
-	Datum		values[MAX_REPLACED] = {0}; /* OIDs too */
-	bool		nulls[MAX_REPLACED] = {0};
-
-	if (relid == cat->spool)
-	{
-		int64		home = batcher_spool_tuple_home(trigdata->tg_trigtuple,
-													RelationGetDescr(trigdata->tg_relation));
-
-		/* what a large transaction has stored goes on belonging together */
-		values[0] = Int64GetDatum(Min(home, 0));
-		names[n++] = "home";
-		names[n++] = "enqueuer";
-	}
-	else if (relid == cat->grant_table)
-		names[n++] = "role";
-	else if (relid == cat->dead_table)
-		names[n++] = "enqueuer";
-	else
-	{
-		names[n++] = "owner";
-		names[n++] = "database";
-		/* as much where there is none: the name decides */
-		names[n++] = "target";
-		names[n++] = "row_type";
-	}
-	return replace_columns(trigdata, n, names, values, nulls);
-}
-
-/* Is this one of the tables that have the trigger? */
-static bool
-is_our_table(Oid relid, const BatcherCatalog *cat)
-{
-	return relid == cat->spool || relid == cat->queue_table ||
-		relid == cat->grant_table || relid == cat->dead_table;
-}
-
-PG_FUNCTION_INFO_V1(batcher_arrived);
-
-/*
- * Trigger on our tables: a row has come that our own functions did not write.
- *
- * What logical replication brings, changes or removes is skipped: the
- * publisher flushes its rows itself, and its queues are not ours.  Everything
- * else that comes is a restore.  A restored queue belongs to no database, so
- * it is held until batch_resume and nothing is flushed before its target is
- * there; its owner, and the roles of its grants, are found by name then.  A
- * restored tuple of the spool is at home nowhere, so that it is read back.
- * Only superusers restore: a definition runs as whoever it names.
- */
-Datum
-batcher_arrived(PG_FUNCTION_ARGS)
-{
-	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	const BatcherCatalog *cat;
-
-	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called as a trigger",
-						"batcher.arrived")));
-	cat = batcher_catalog_find(false);
-	if (!is_our_table(RelationGetRelid(trigdata->tg_relation), cat))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" cannot be a trigger of table \"%s\"",
-						"batcher.arrived",
-						RelationGetRelationName(trigdata->tg_relation))));
-	if (!batcher_definition_writing && IsLogicalWorker())
-		return PointerGetDatum(NULL);
-	if (!batcher_definition_writing &&
-		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		refuse_direct_change(trigdata->tg_relation);
-	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
-		return PointerGetDatum(trigdata->tg_newtuple);
-	if (batcher_definition_writing)
-		return PointerGetDatum(trigdata->tg_trigtuple);
-	if (!superuser())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be superuser to restore into table \"%s.%s\"",
-						"batcher",
-						RelationGetRelationName(trigdata->tg_relation))));
-	note_arrival();
-	if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
-	{
-		hold_all_queues();
-		skip_numbers(trigdata, false);
-	}
-	else if (RelationGetRelid(trigdata->tg_relation) == cat->dead_table)
-		skip_numbers(trigdata, true);
-	return PointerGetDatum(release_tuple(trigdata, cat));
 }
