@@ -75,9 +75,9 @@ done < <(grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*include[[:space
 
 only "only shmem lays out shared memory" \
 	'\<(ShmemInitStruct|ShmemInitHash)[[:space:]]*\(' 'shmem/*'
-only "only catalog, batch/executor.c and batch/notify_sql.c use SPI" \
+only "only catalog and batch/statement.h use SPI" \
 	'#[[:space:]]*include[[:space:]]*"executor/spi(_priv)?\.h"' \
-	'@(catalog/*|batch/executor.c|batch/notify_sql.c)'
+	'@(catalog/*|batch/statement.h)'
 only "only worker touches background workers" \
 	'#[[:space:]]*include[[:space:]]*"postmaster/bgworker(_internals)?\.h"' \
 	'worker/*'

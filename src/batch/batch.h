@@ -320,7 +320,6 @@ extern char *batcher_insert_sql(const BatcherQueueDef *def,
 								const Bitmapset *columns);
 
 /* executor.c */
-extern void batcher_executor_check(const BatcherQueueDef *def);
 extern void batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 								 double timeout);
 extern BatcherPhase batcher_executor_phase;
@@ -328,11 +327,6 @@ extern void batcher_executor_reset(BatcherLaneView *view);
 extern bool batcher_executor_overtime(void);
 extern void batcher_executor_forget_session(void);
 extern void batcher_executor_install(void);
-extern Node *batcher_executor_parse(const char *sql, const char *what);
-struct _SPI_plan;
-extern void batcher_executor_plan(struct _SPI_plan *plan);
-extern void batcher_executor_refuse_temporary(struct _SPI_plan *plan,
-											  const char *what);
 
 /* notify_sql.c */
 extern void batcher_notify_sql_check(const BatcherQueueDef *def,

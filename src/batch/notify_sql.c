@@ -13,9 +13,8 @@
 
 #include "base/json.h"
 #include "batch/message.h"
+#include "batch/statement.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
-#include "nodes/parsenodes.h"
 #include "tcop/dest.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -251,7 +250,7 @@ batcher_notify_sql_check(const BatcherQueueDef *def, TupleDesc result_desc,
 	Node	   *statement;
 
 	push_context(&context, def);
-	statement = batcher_executor_parse(def->options.notify_sql, WHAT);
+	statement = batcher_statement_parse(def->options.notify_sql, WHAT);
 	if (!IsA(statement, SelectStmt) ||
 		((SelectStmt *) statement)->intoClause != NULL)
 		ereport(ERROR,
@@ -260,11 +259,11 @@ batcher_notify_sql_check(const BatcherQueueDef *def, TupleDesc result_desc,
 	register_result(result_desc, NULL);
 	use_search_path(def);
 	plan = prepare(def);
-	batcher_executor_refuse_temporary(plan, WHAT);
+	batcher_statement_refuse_temporary(plan, WHAT);
 	source = linitial(SPI_plan_get_plan_sources(plan));
 	(void) check_columns(source->resultDesc);
 	if (planning)
-		batcher_executor_plan(plan);
+		batcher_statement_plan(plan);
 	error_context_stack = context.previous;
 }
 

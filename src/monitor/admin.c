@@ -12,6 +12,7 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "batch/batch.h"
+#include "batch/statement.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -276,7 +277,7 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	batcher_options_resolve(def.given, &def.options);
 	check_work_options(&def);
 	def.created_at = GetCurrentTimestamp();
-	batcher_executor_check(&def);
+	batcher_statement_check(&def);
 
 	def.id = batcher_definition_insert(&def);
 	key.db = batcher_catalog_find(false)->db;
@@ -359,7 +360,7 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 	{
 		(void) resolve_owner(def, ERROR);	/* as whom it is checked */
 		(void) batcher_named_resolve(def, ERROR);
-		batcher_executor_check(def);
+		batcher_statement_check(def);
 	}
 	batcher_definition_update(def);
 	if (batcher_shared)
