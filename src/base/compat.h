@@ -33,9 +33,11 @@
 #if PG_VERSION_NUM >= 170000
 #define batcher_my_proc_number() (MyProcNumber)
 #define batcher_my_lxid() (MyProc->vxid.lxid)
+#define batcher_vxid_proc(vxid) ProcNumberGetProc((vxid).procNumber)
 #else
 #define batcher_my_proc_number() (MyProc->pgprocno)
 #define batcher_my_lxid() (MyProc->lxid)
+#define batcher_vxid_proc(vxid) BackendIdGetProc((vxid).backendId)
 #endif
 
 /* 16 made one function of those that ask who owns an object. */

@@ -233,6 +233,7 @@ try_batch(Try *t)
 	context.arg = def->name;
 	context.previous = error_context_stack;
 	t->view->report(t->view->queue, t->batch->nrows);
+	batcher_flush_refused = false;
 	PG_TRY();
 	{
 		error_context_stack = &context;
@@ -292,6 +293,15 @@ note_given_up(Try *t, bool counts)
 		return;
 	}
 	batcher_count(view->queue, BATCHER_ROWS_RETRIED, t->batch->nrows);
+	if (batcher_flush_refused)
+	{
+		/* it is over soon, and nothing is wrong with the queue */
+		view->forced_upto = view->asked_upto;
+		batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
+		pg_atomic_write_u32(&view->queue->lane.put_offs, 0);
+		batcher_failure_put_off(view);
+		return;
+	}
 	if (counts)
 		note_failed_flush(view, message);
 	if (t->rows_seen_to && t->fault != BATCHER_FAULT_DEFINITION)

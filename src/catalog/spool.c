@@ -320,7 +320,9 @@ visit_rows_of_queue(int32 queue_id, bool delete)
 	QueueVisit	visit = {NULL, queue_id, delete, 0};
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
-	visit.spool = batcher_spool_open(RowExclusiveLock);
+	/* who only counts is nobody to wait for */
+	visit.spool = batcher_spool_open(delete ? RowExclusiveLock :
+									 AccessShareLock);
 	batcher_spool_scan(visit.spool, snapshot, visit_queue, &visit);
 	table_close(visit.spool, NoLock);
 	UnregisterSnapshot(snapshot);

@@ -49,7 +49,7 @@ extern BatcherRowType *batcher_target_row_type(BatcherTarget *target);
 extern void batcher_staging_add(BatcherTarget *target,
 								const BatcherRowParts *parts, Oid by);
 extern bool batcher_staging_has_queue(BatcherSharedQueue *queue);
-extern bool batcher_staging_has_ticket(BatcherSharedQueue *queue,
+extern bool batcher_staging_has_ticket(BatcherQueueKey key,
 									   uint64 ticket);
 extern bool batcher_staging_active(void);
 extern Oid	batcher_staging_lock_spool(void);

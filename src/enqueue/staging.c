@@ -360,7 +360,7 @@ batcher_staging_has_queue(BatcherSharedQueue *queue)
  * either, or its session knows better.)
  */
 bool
-batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
+batcher_staging_has_ticket(BatcherQueueKey key, uint64 ticket)
 {
 	int			i;
 
@@ -368,7 +368,7 @@ batcher_staging_has_ticket(BatcherSharedQueue *queue, uint64 ticket)
 	{
 		StagedChunk *staged = &chunks[i];
 
-		if (lanes[staged->lane].queue->main != queue)
+		if (memcmp(&lanes[staged->lane].queue->main->key, &key, sizeof(key)) != 0)
 			continue;
 		if (staged->chunk ? batcher_chunk_has_ticket(staged->chunk, ticket) :
 			(ticket >= staged->first_ticket && ticket <= staged->last_ticket))

@@ -185,10 +185,13 @@ batcher_target_find(const char *name, int len)
 		{
 			/* who has closed it may wait for the worker */
 			if (batcher_in_flush)
+			{
+				batcher_flush_refused = true;
 				ereport(ERROR,
 						(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						 errmsg("queue \"%s\" is being changed", target->name),
 						 errdetail("A flush does not wait for that, but is tried again.")));
+			}
 			if (!had_lock)
 				batcher_staging_unlock_spool();
 			wait_for_drop(target);

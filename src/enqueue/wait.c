@@ -192,6 +192,40 @@ timeout_end(FunctionCallInfo fcinfo, int arg)
 	return batcher_clock_add_ms(batcher_clock_now(), Max(ms, 0));
 }
 
+/* What a client asks of the lanes of a queue. */
+typedef enum Wish
+{
+	WISH_FLUSH,
+	WISH_PURGE,
+	WISH_WATCH
+} Wish;
+
+/*
+ * Ask for something about what has a number below 'upto', in all lanes of a
+ * queue, and wake who does it.  False if the queue is gone.
+ */
+static bool
+ask_lanes(BatcherQueueKey key, Wish wish, uint64 upto)
+{
+	BatcherSharedQueue *queue;
+	BatcherSharedQueue *entry;
+	int			i;
+
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
+	{
+		batcher_foreach_lane(entry, i, queue)
+			batcher_raise_to(wish == WISH_FLUSH ? &entry->lane.flush_upto :
+							 wish == WISH_PURGE ? &entry->lane.purge_upto :
+							 &entry->lane.watch_upto, upto);
+	}
+	LWLockRelease(&batcher_shared->lock);
+	if (queue)
+		batcher_queue_wake(queue);	/* at worst that of another one */
+	return queue != NULL;
+}
+
 /*
  * Ask for a flush, or a purge, of what has a number below 'upto', unless the
  * queue is gone or holds no row.  False if so; otherwise 'before' is how the
@@ -200,25 +234,9 @@ timeout_end(FunctionCallInfo fcinfo, int arg)
 static bool
 ask_worker(BatcherQueueKey key, bool purge, uint64 upto, QueueNow *before)
 {
-	BatcherSharedQueue *queue;
-	BatcherSharedQueue *entry;
-	int			i;
-
 	*before = look_at_queue(key);
-	if (!before->there || before->empty)
-		return false;
-	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
-	queue = batcher_shmem_queue_locked(key);
-	if (queue)
-	{
-		batcher_foreach_lane(entry, i, queue)
-			batcher_raise_to(purge ? &entry->lane.purge_upto :
-							 &entry->lane.flush_upto, upto);
-	}
-	LWLockRelease(&batcher_shared->lock);
-	if (queue)
-		batcher_queue_wake(queue);	/* at worst that of another one */
-	return queue != NULL;
+	return before->there && !before->empty &&
+		ask_lanes(key, purge ? WISH_PURGE : WISH_FLUSH, upto);
 }
 
 /* Is everything below 'upto' settled, or the queue gone? */
@@ -461,18 +479,24 @@ fate_datum(BatcherFate fate)
 	return CStringGetTextDatum("unknown");
 }
 
-/* Whether a row with this ticket is in the memory of some lane. */
+/* Whether a row with this ticket is in the memory of some lane of a queue. */
 static bool
-has_ticket(BatcherTarget *target, uint64 ticket)
+has_ticket(BatcherQueueKey key, uint64 ticket)
 {
+	BatcherSharedQueue *queue;
+	BatcherSharedQueue *entry;
+	bool		has = false;
 	int			i;
 
-	for (i = 0; i < target->nlanes; i++)
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
 	{
-		if (batcher_lane_has_ticket(&target->queue->lanes[i]->lane, ticket))
-			return true;
+		batcher_foreach_lane(entry, i, queue)
+			has = has || batcher_lane_has_ticket(&entry->lane, ticket);
 	}
-	return false;
+	LWLockRelease(&batcher_shared->lock);
+	return has;
 }
 
 /*
@@ -480,20 +504,20 @@ has_ticket(BatcherTarget *target, uint64 ticket)
  * settled.  If not, its fate is known, or the ticket is unknown.
  */
 static bool
-row_waits(BatcherTarget *target, uint64 ticket)
+row_waits(BatcherQueueKey key, uint64 ticket)
 {
 	QueueNow	now;
 
 	/* what leaves memory unsettled goes to the spool, and not back */
-	if (has_ticket(target, ticket))
+	if (has_ticket(key, ticket))
 		return true;
-	now = look_at_queue(target->queue->key);
+	now = look_at_queue(key);
 	if (!now.spilled)
 		return false;
-	if (batcher_spool_find_ticket(target->queue_id, ticket))
+	if (batcher_spool_find_ticket(key.queue_id, ticket))
 		return true;
 	/* its flush may have committed, and its fate not be recorded yet */
-	return look_at_queue(target->queue->key).flushing;
+	return look_at_queue(key).flushing;
 }
 
 /*
@@ -501,57 +525,28 @@ row_waits(BatcherTarget *target, uint64 ticket)
  * may have been put back into the queue, and waits again.
  */
 static BatcherFate
-find_fate(BatcherTarget *target, uint64 ticket)
+find_fate(BatcherQueueKey key, uint64 ticket)
 {
-	BatcherFate fate = batcher_fate_find(target->queue, ticket);
+	BatcherFate fate = batcher_fate_find(key, ticket);
 
 	if (fate == BATCHER_FATE_DEAD &&
-		!batcher_dead_exists(target->queue_id, ticket) &&
-		row_waits(target, ticket))
+		!batcher_dead_exists(key.queue_id, ticket) && row_waits(key, ticket))
 		return BATCHER_FATE_UNKNOWN;
 	return fate;
 }
 
-PG_FUNCTION_INFO_V1(batcher_wait);
-
 /*
- * batch_wait(queue, ticket, timeout): wait until the row with this ticket is
- * settled, and say how it ended.  The queue stays, because we hold the spool.
+ * Wait until the row with this ticket is settled, as everything below 'upto' is
+ * then, or until 'end'; returns how it ended.  '*waits': it has not.
  */
-Datum
-batcher_wait(PG_FUNCTION_ARGS)
+static BatcherFate
+wait_for_row(BatcherQueueKey key, const char *name, uint64 ticket,
+			 uint64 upto, TimestampTz end, bool *waits)
 {
-	TimestampTz end = timeout_end(fcinfo, 2);
-	BatcherTarget *target;
-	BatcherQueueKey key;
-	text	   *name;
-	uint64		ticket;
-	uint64		upto;
 	BatcherFate fate;
 	bool		look = false;
-	BatcherSharedQueue *entry;
-	int			i;
 
-	batcher_shmem_require();
-	PreventCommandDuringRecovery("batch_wait()");
-	refuse_in_flush("batch_wait()");
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("queue and ticket must not be null")));
-	name = PG_GETARG_TEXT_PP(0);
-	ticket = PG_GETARG_INT64(1);
-	target = batcher_target_find(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-	key = target->queue->key;
-	if (batcher_staging_has_ticket(target->queue, ticket))
-		PG_RETURN_TEXT_P(cstring_to_text("pending"));
-	upto = batcher_number_take(batcher_catalog_database());
-	if (ticket >= upto)
-		PG_RETURN_DATUM(fate_datum(BATCHER_FATE_UNKNOWN));
-
-	batcher_foreach_lane(entry, i, target->queue)
-		batcher_raise_to(&entry->lane.watch_upto, upto);
-	batcher_queue_wake(target->queue);
+	*waits = false;
 	ConditionVariablePrepareToSleep(batcher_settled_cv(key.queue_id));
 	for (;;)
 	{
@@ -563,25 +558,62 @@ batcher_wait(PG_FUNCTION_ARGS)
 		 * Now and then look whether there is such a row at all, before its
 		 * fate, which is recorded before it leaves the lane.
 		 */
-		if (look && !now.spilled && !has_ticket(target, ticket))
+		if (look && !now.spilled && !has_ticket(key, ticket))
 			settled = true;
-		fate = find_fate(target, ticket);
+		fate = find_fate(key, ticket);
 		if (fate != BATCHER_FATE_UNKNOWN || settled)
 			break;
 		if (ms == 0)
 		{
 			ConditionVariableCancelSleep();
-			if (row_waits(target, ticket))
-				PG_RETURN_TEXT_P(cstring_to_text("pending"));
-			fate = find_fate(target, ticket);
-			break;
+			*waits = row_waits(key, ticket);
+			return *waits ? fate : find_fate(key, ticket);
 		}
-		look = sleep_for_worker(key, target->name, ms);
+		look = sleep_for_worker(key, name, ms);
 	}
 	ConditionVariableCancelSleep();
+	return fate;
+}
+
+PG_FUNCTION_INFO_V1(batcher_wait);
+
+/*
+ * batch_wait(queue, ticket, timeout): wait until the row with this ticket is
+ * settled, and say how it ended.  Nobody is kept from dropping the queue.
+ */
+Datum
+batcher_wait(PG_FUNCTION_ARGS)
+{
+	TimestampTz end = timeout_end(fcinfo, 2);
+	BatcherQueueDef *def;
+	BatcherQueueKey key;
+	uint64		ticket;
+	uint64		upto;
+	BatcherFate fate;
+	bool		waits;
+
+	batcher_shmem_require();
+	PreventCommandDuringRecovery("batch_wait()");
+	refuse_in_flush("batch_wait()");
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("queue and ticket must not be null")));
+	ticket = PG_GETARG_INT64(1);
+	def = batcher_definition_allowed(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									 BATCHER_ENQUEUE);
+	upto = batcher_number_take(batcher_catalog_database());
+	if (ticket >= upto || !batcher_definition_ensure_shared(def, &key))
+		PG_RETURN_DATUM(fate_datum(BATCHER_FATE_UNKNOWN));
+	if (batcher_staging_has_ticket(key, ticket))
+		PG_RETURN_TEXT_P(cstring_to_text("pending"));
+	(void) ask_lanes(key, WISH_WATCH, upto);
+	fate = wait_for_row(key, def->name, ticket, upto, end, &waits);
+	if (waits)
+		PG_RETURN_TEXT_P(cstring_to_text("pending"));
 	/* the table remembers longer than memory does */
 	if (fate == BATCHER_FATE_UNKNOWN &&
-		batcher_dead_exists(target->queue_id, ticket))
+		batcher_dead_exists(def->id, ticket))
 		fate = BATCHER_FATE_DEAD;
 	PG_RETURN_DATUM(fate_datum(fate));
 }

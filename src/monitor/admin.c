@@ -422,7 +422,8 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 				 errdetail_plural("%lld row waits.", "%lld rows wait.",
 								  (unsigned long) waiting, (long long) waiting),
 				 errhint("Flush or purge the queue, or drop it with force => true.")));
-	(void) batcher_spool_delete_queue(def->id);
+	if (waiting > 0)
+		(void) batcher_spool_delete_queue(def->id);
 	(void) batcher_dead_delete(def->id, (Datum) 0);
 	batcher_grant_remove_all(def->id);
 	batcher_definition_delete(def->id);

@@ -7,19 +7,34 @@
 #include "postgres.h"
 
 #include "base/clock.h"
+#include "base/compat.h"
 #include "base/settings.h"
 #include "enqueue/enqueue.h"
 #include "miscadmin.h"
 #include "monitor/monitor.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "storage/sinvaladt.h"
 #include "utils/guc.h"
 
+/* Who is waited for, and whether batcher.enqueue_timeout is the limit. */
+typedef struct Waiting
+{
+	int			pid;
+	bool		limited;
+} Waiting;
+
+/* Say it in an error; a time that is over is not what the user has set. */
 static void
 wait_context(void *arg)
 {
-	errcontext("while waiting for transactions that have enqueued rows, and flushes, within \"%s\"",
+	const Waiting *waiting = arg;
+
+	if (waiting->limited && geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
+		errmsg("transactions that have enqueued rows, or flushes, have not ended within \"%s\"",
 			   "batcher.enqueue_timeout");
+	errcontext("while waiting for the end of the transaction of process %d, which has enqueued rows or flushes",
+			   waiting->pid);
 }
 
 /*
@@ -29,21 +44,25 @@ wait_context(void *arg)
 void
 batcher_monitor_wait_for_users(TimestampTz end)
 {
-	ErrorContextCallback context = {error_context_stack, wait_context, NULL};
+	Waiting		waiting = {0};
+	ErrorContextCallback context = {error_context_stack, wait_context, &waiting};
 	VirtualTransactionId *user;
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_RELATION(tag, MyDatabaseId, batcher_catalog_find(false)->spool);
-	if (end != BATCHER_NEVER)
-		error_context_stack = &context;
+	error_context_stack = &context;
 	for (user = GetLockConflicts(&tag, ShareLock, NULL);
 		 VirtualTransactionIdIsValid(*user); user++)
 	{
 		long		ms = TimestampDifferenceMilliseconds(batcher_clock_now(),
 														 end);
 		int			nest_level = NewGUCNestLevel();
+		PGPROC	   *proc = batcher_vxid_proc(*user);
 
-		if (end != BATCHER_NEVER && (LockTimeout == 0 || LockTimeout > ms))
+		waiting.pid = proc ? proc->pid : 0;
+		waiting.limited = end != BATCHER_NEVER &&
+			(LockTimeout == 0 || LockTimeout > ms);
+		if (waiting.limited)
 			(void) set_config_option("lock_timeout",
 									 psprintf("%ld", Max(ms, 1)),
 									 PGC_USERSET, PGC_S_SESSION,
@@ -86,8 +105,11 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot change the lanes of queue \"%s\" because rows wait in it",
 						def->name),
-				 errdetail("They were not flushed within \"%s\", or cannot be flushed now.",
+				 def->paused ? errdetail("The queue is paused.") :
+				 batcher_queue_breaker_open(queue) ?
+				 errdetail("The breaker of the queue is open.") :
+				 errdetail("They were not flushed within \"%s\".",
 						   "batcher.enqueue_timeout"),
-				 errhint("Flush or purge the queue first.")));
+				 errhint("Have them flushed, or purge the queue.")));
 	(void) batcher_definition_make_lanes(queue->key, def->options.lanes, true);
 }

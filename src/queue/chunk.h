@@ -225,7 +225,7 @@ typedef enum BatcherFate
 
 extern void batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,
 								BatcherFate fate);
-extern BatcherFate batcher_fate_find(BatcherSharedQueue *queue,
+extern BatcherFate batcher_fate_find(BatcherQueueKey key,
 									 uint64 ticket);
 extern void batcher_fate_hand_over(BatcherSharedQueue *queue);
 extern void batcher_fate_discard(BatcherSharedQueue *queue);

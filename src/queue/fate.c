@@ -176,19 +176,26 @@ find_in_lane(BatcherSharedQueue *queue, uint64 ticket)
 }
 
 /*
- * How the row with this ticket ended, as far as it is remembered.  Takes the
- * control lock, as a lane may be taken away, and lane.lock of one lane after
- * the other.
+ * How the row with this ticket ended, as far as it is remembered; 'key' is that
+ * of its queue, which may be gone.  Takes the control lock, as a lane may be taken
+ * away, and lane.lock of one lane after the other.
  */
 BatcherFate
-batcher_fate_find(BatcherSharedQueue *queue, uint64 ticket)
+batcher_fate_find(BatcherQueueKey key, uint64 ticket)
 {
 	BatcherFate fate = BATCHER_FATE_UNKNOWN;
+	BatcherSharedQueue *queue;
 	BatcherSharedQueue *entry;
 	int			i;
 
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
-	batcher_foreach_lane(entry, i, queue->main)
+	queue = batcher_shmem_queue_locked(key);
+	if (queue == NULL)
+	{
+		LWLockRelease(&batcher_shared->lock);
+		return fate;
+	}
+	batcher_foreach_lane(entry, i, queue)
 	{
 		BatcherFate found = find_in_lane(entry, ticket);
 

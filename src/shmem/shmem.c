@@ -22,6 +22,7 @@
 BatcherShared *batcher_shared = NULL;
 int			batcher_tranche_lane = 0;
 bool		batcher_in_flush = false;
+bool		batcher_flush_refused = false;
 
 static int	tranche_area = 0;
 static dsa_area *area = NULL;

@@ -396,7 +396,8 @@ typedef struct BatcherShared
 
 extern BatcherShared *batcher_shared;	/* NULL: not preloaded */
 extern int	batcher_tranche_lane;
-extern bool batcher_in_flush;	/* this process is a worker that flushes */
+extern bool batcher_in_flush;	/* this process is a worker that flushes ... */
+extern bool batcher_flush_refused;	/* ... and was not let into a closed queue */
 
 /* shmem.c */
 extern void batcher_shmem_install(void);

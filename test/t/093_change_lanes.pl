@@ -139,6 +139,11 @@ WHERE locktype = 'virtualxid' AND NOT granted));
 sql($node, q(SELECT batch_enqueue('fill', '1')));
 wait_sql($node,
 	"SELECT last_error LIKE '%is being changed' FROM batcher.status WHERE queue = 'fill'");
+is( sql(
+		$node,
+		q(SELECT consecutive_failures FROM batcher.status WHERE queue = 'fill')),
+	'0',
+	'which does not count for its breaker');
 $user->query_safe('COMMIT');
 $user->quit;
 $change->query_safe('SELECT 1');
