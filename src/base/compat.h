@@ -31,10 +31,12 @@
 
 /* 17 moved the numbers of a process and of its transaction. */
 #if PG_VERSION_NUM >= 170000
+#include "storage/procarray.h"
 #define batcher_my_proc_number() (MyProcNumber)
 #define batcher_my_lxid() (MyProc->vxid.lxid)
 #define batcher_vxid_proc(vxid) ProcNumberGetProc((vxid).procNumber)
 #else
+#include "storage/sinvaladt.h"
 #define batcher_my_proc_number() (MyProc->pgprocno)
 #define batcher_my_lxid() (MyProc->lxid)
 #define batcher_vxid_proc(vxid) BackendIdGetProc((vxid).backendId)

@@ -14,7 +14,6 @@
 #include "monitor/monitor.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
-#include "storage/sinvaladt.h"
 #include "utils/guc.h"
 
 /* Who is waited for, and whether batcher.enqueue_timeout is the limit. */
