@@ -47,6 +47,8 @@ POINTS = {
 TROUBLE = ('40001', '40P01', '53200', '55P03', '42P01', 'sleep',
            '22012', '23514', 'P0001')
 
+LATE = 5.0                  # seconds after which a kind of fault goes first
+
 VICTIMS = ('client', 'worker', 'launcher', 'helper', 'postmaster')
 
 
@@ -85,6 +87,8 @@ class Injector:
         passed = 0              # the first one had to wait for another
         while kinds:
             passed = self.order.randrange(2 - passed) if kinds[1:] else 0
+            if time.monotonic() > self.last_time.get(kinds[0], 0) + LATE:
+                passed = 0
             yield kinds.pop(passed)
 
     def log(self, text):
