@@ -50,9 +50,6 @@ static uint32 wakeups_seen = 0;	/* batcher_shmem_wakeups at the last turn */
 static volatile sig_atomic_t got_sigterm = false;
 static TimeoutId alarm_timeout = MAX_TIMEOUTS;
 
-/* With nothing to do for so long, a worker is idle. */
-#define IDLE_MS		1000
-
 /* Sleeps up to this long end at the microsecond. */
 #define PRECISE_SLEEP_MS	1000
 
@@ -271,7 +268,7 @@ wait_for_latch(long ms, TimestampTz deadline, uint32 wait_event)
 {
 	int			events;
 
-	if (ms > 0 && ms <= PRECISE_SLEEP_MS && deadline != BATCHER_NEVER)
+	if (ms > 0 && ms <= PRECISE_SLEEP_MS)
 		enable_timeout_at(alarm_timeout, deadline);
 	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 					   (ms >= 0 ? WL_TIMEOUT : 0), ms, wait_event);
@@ -279,20 +276,15 @@ wait_for_latch(long ms, TimestampTz deadline, uint32 wait_event)
 	return events;
 }
 
-/*
- * Sleep until there is something to do.  Who has had nothing to do for a second
- * tidies the spool, which takes a while, and after a minute his place is free for
- * others.
- */
+/* Sleep until there is something to do. */
 static void
 sleep_until(TimestampTz deadline)
 {
 	static uint32 wait_event = 0;
 	static bool retire_later = false;
-	static bool is_tidy = false;	/* since it was idle last */
 	TimestampTz now = batcher_clock_now();
 	bool		idle = deadline == BATCHER_NEVER &&
-		(!is_tidy || !my_worker->idle_long || retire_later);
+		(!my_worker->idle_long || retire_later);
 	long		ms = batcher_clock_ms_until(deadline, now);
 	int			events;
 
@@ -300,21 +292,18 @@ sleep_until(TimestampTz deadline)
 		wait_event = batcher_wait_event("BatcherWorkerMain");
 	batcher_slot_report(my_slot, NULL, 0);
 	if (idle)
-		ms = is_tidy ? BATCHER_IDLE_LONG_MS : IDLE_MS;
+	{
+		if (batcher_maintain_spool(true))
+			return;				/* somebody may have come meanwhile */
+		ms = BATCHER_IDLE_LONG_MS;
+	}
 	batcher_patience_end();
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	if (has_news())				/* the latch may have been reset since */
 		return;
 	events = wait_for_latch(ms, deadline, wait_event);
-	if (!idle || !(events & WL_TIMEOUT))
-		is_tidy = false;
-	else if (!is_tidy)
-	{
-		is_tidy = true;
-		(void) batcher_maintain_spool(true);
-	}
-	else
+	if (idle && (events & WL_TIMEOUT))
 	{
 		batcher_slot_set_idle_long(my_slot);
 		if (batcher_slot_retire(my_slot, batcher_lane_views != NIL,
@@ -404,9 +393,11 @@ batcher_worker_main(Datum arg)
 			proc_exit(0);
 
 		busy = serve_lanes(false, &deadline);
-		/* while that was done somebody may have come */
-		if (batcher_maintain_spool(false) || busy)
+		if (busy)
+		{
+			(void) batcher_maintain_spool(false);
 			(void) pgstat_report_stat(false);
+		}
 		else
 			sleep_until(deadline);
 	}
