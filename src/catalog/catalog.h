@@ -175,7 +175,7 @@ extern void batcher_change_close(BatcherSharedQueue *queue);
 extern void batcher_change_note_arrival(void);
 extern bool batcher_change_note_held(void);
 extern void batcher_change_refuse_direct(Relation rel);
-extern void batcher_change_note_lanes(BatcherSharedQueue *queue);
+extern void batcher_change_note_lanes(void);
 extern bool batcher_change_closes(BatcherSharedQueue *queue);
 extern void batcher_change_note_created(BatcherSharedQueue *queue);
 extern void batcher_change_note_altered(BatcherSharedQueue *queue);

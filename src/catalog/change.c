@@ -210,10 +210,9 @@ batcher_change_close(BatcherSharedQueue *queue)
  * This transaction is about to make more lanes for a queue, perhaps.
  */
 void
-batcher_change_note_lanes(BatcherSharedQueue *queue)
+batcher_change_note_lanes(void)
 {
-	changed_db = batcher_catalog_database();
-	add_change(CHANGE_LANES, queue, NULL);
+	add_change(CHANGE_LANES, NULL, batcher_catalog_database());
 }
 
 /*
@@ -292,7 +291,7 @@ end_changes(bool commit, int level)
 			case CHANGE_LANES:
 				/* who reads the definitions then takes them away */
 				if (!commit)
-					(void) pg_atomic_fetch_add_u64(&changed_db->generation, 1);
+					(void) pg_atomic_fetch_add_u64(&change->db->generation, 1);
 				break;
 			case CHANGE_CREATED:
 				if (!commit)

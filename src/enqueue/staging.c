@@ -53,8 +53,7 @@ static int	nlanes = 0;
 static int	nchunks = 0;
 static int	max_lanes = INLINE_LANES;
 static int	max_chunks = INLINE_CHUNKS;
-static bool active = false;		/* the spool is locked */
-static Oid	locked_spool = InvalidOid;
+static bool active = false;		/* the spool is locked, and needed */
 static int	locked_level;		/* nesting level that needs the lock */
 static Oid	held_spool = InvalidOid;	/* locked until the end of the transaction,
 										 * needed or not */
@@ -102,29 +101,28 @@ Oid
 batcher_staging_lock_spool(void)
 {
 	if (active)
-		return locked_spool;
+		return held_spool;
 	for (;;)
 	{
 		Oid			spool = batcher_catalog_find(false)->spool;
 
-		if (spool != held_spool)
-			set_lock(spool, true);
+		if (spool == held_spool)
+			break;
+		set_lock(spool, true);
 		/* the lock brought news: is it still the one? */
 		if (batcher_catalog_find(false)->spool == spool)
 		{
-			locked_spool = spool;
-			locked_level = GetCurrentTransactionNestLevel();
-			if (spool != held_spool)
-				held_number = batcher_spool_held_since != 0 ?
-					batcher_spool_held_since :
-					pg_atomic_read_u64(&batcher_catalog_database()->next_number);
+			held_number = batcher_spool_held_since != 0 ?
+				batcher_spool_held_since :
+				pg_atomic_read_u64(&batcher_catalog_database()->next_number);
 			held_spool = spool;
-			active = true;
-			return spool;
+			break;
 		}
-		if (spool != held_spool)
-			set_lock(spool, false);
+		set_lock(spool, false);
 	}
+	locked_level = GetCurrentTransactionNestLevel();
+	active = true;
+	return held_spool;
 }
 
 /*
@@ -317,7 +315,7 @@ batcher_staging_add(BatcherTarget *target, const BatcherRowParts *parts,
 				((staged->chunk->flags & BATCHER_CHUNK_PRIVATE) ||
 				 lane->bytes > seal_limit()))
 				batcher_staged_seal(lanes, chunks, staged - chunks,
-									locked_spool);
+									held_spool);
 		}
 	}
 	if (row == NULL)
@@ -386,7 +384,7 @@ check_spool_is_there(void)
 {
 	const BatcherCatalog *catalog = batcher_catalog_find(true);
 
-	if (catalog == NULL || catalog->spool != locked_spool)
+	if (catalog == NULL || catalog->spool != held_spool)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drop extension \"%s\" in a transaction that has enqueued rows",
@@ -418,7 +416,7 @@ prepare_commit(void)
 	}
 	batcher_staged_number(lanes, nlanes, chunks, nchunks);
 	if (durable)
-		batcher_staged_write(lanes, chunks, nchunks, locked_spool);
+		batcher_staged_write(lanes, chunks, nchunks, held_spool);
 	batcher_debug_point("spool-written");
 
 	for (i = 0; i < nchunks; i++)

@@ -1,6 +1,6 @@
 /*
  * lanes.c
- *	  Another number of lanes for a queue.
+ *	  Another number of lanes for a queue, and the wait for those who use it.
  *
  * Client backends.
  */
@@ -94,7 +94,7 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot change the lanes of queue \"%s\" because this transaction has enqueued rows into it",
 						def->name)));
-	batcher_change_note_lanes(queue);	/* seen to after the queue is open */
+	batcher_change_note_lanes();	/* seen to after the queue is open */
 	batcher_change_close(queue);
 	end = batcher_clock_add_ms(batcher_clock_now(), batcher_enqueue_timeout);
 	batcher_monitor_wait_for_users(end);

@@ -83,7 +83,8 @@ batcher_lane_spill_mark(BatcherSharedLane *lane)
 }
 
 /*
- * Somebody has looked through the spool of 'db' for rows of the lane.  'restores' is db.restores before the snapshot of that look was taken: what
+ * Somebody has looked through the spool of 'db' for rows of the lane.
+ * 'restores' is db.restores before the snapshot of that look was taken: what
  * came since is still unknown.  Takes the control lock.
  */
 void
@@ -537,8 +538,8 @@ batcher_lane_may_retire(BatcherSharedQueue *queue,
  * Take away a lane, not the first, that its queue has no more; the main entry
  * gets what is known of its rows.  The lane has no owner, or the worker of 'slot'
  * owns and holds it: if not, or if it may not go, nothing is done, and the result
- * is false.  Who wants the lane closes the queue before it sees under the control lock that
- * there is one, and opens it after there is a new generation.
+ * is false.  Who wants the lane closes the queue before it sees under the control
+ * lock that there is one, and opens it after there is a new generation.
  */
 bool
 batcher_lane_retire(BatcherQueueKey key, int slot,

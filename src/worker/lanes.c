@@ -533,10 +533,9 @@ batcher_lanes_look_for_free(bool busy)
 			 !busy && batcher_lane_stuck_at(queue) <= now) &&
 			batcher_lane_may_own(queue, my_slot))
 			found = true;
-		if (pg_atomic_read_u32(&queue->main->dropped) != 0 &&
-			(owner < 0 || owner == my_slot))
-			found = true;
-		if ((owner < 0 || owner == my_slot) && may_retire(queue))
+		if ((owner < 0 || owner == my_slot) &&
+			(pg_atomic_read_u32(&queue->main->dropped) != 0 ||
+			 may_retire(queue)))
 			found = true;
 	}
 	if (found)

@@ -65,16 +65,26 @@ sql($node, q(SELECT batch_enqueue('slow1', '1')));
 wait_slow('slow1');
 sql($node, q(SELECT batch_enqueue('slow2', '1')));
 my $change = $node->background_psql('postgres');
-$change->query_until(
-	qr/^go$/m, q(\echo go
-BEGIN;
-SELECT batch_alter_queue('spread', '{"lanes": 2}');
+
+# Change the number of lanes, for which somebody is waited for when this returns.
+sub begin_change
+{
+	my ($lanes) = @_;
+
+	$change->query_until(
+		qr/^go$/m, qq(\\echo go
+SELECT batch_alter_queue('spread', '{"lanes": $lanes}');
 ));
-# it waits for the first flush only, and takes effect in the second
-wait_sql(
-	$node, q(
+	wait_sql(
+		$node, q(
 SELECT count(*) = 1 FROM pg_locks
 WHERE locktype = 'virtualxid' AND NOT granted));
+	return;
+}
+
+$change->query_safe('BEGIN');
+# it waits for the first flush only, and takes effect in the second
+begin_change(2);
 wait_due('slow2');
 $blockers[1]->query_safe('SELECT pg_advisory_unlock(1)');
 wait_slow('slow2');
@@ -109,14 +119,7 @@ SELECT batch_create_queue('fill', $$SELECT batch_enqueue('spread', '1', 'late')
 $blockers[1]->query_safe('SELECT pg_advisory_lock(1)');
 sql($node, q(SELECT batch_enqueue('fill', '1')));
 wait_slow('fill');
-$change->query_until(
-	qr/^go$/m, q(\echo go
-SELECT batch_alter_queue('spread', '{"lanes": 3}');
-));
-wait_sql(
-	$node, q(
-SELECT count(*) = 1 FROM pg_locks
-WHERE locktype = 'virtualxid' AND NOT granted));
+begin_change(3);
 $blockers[1]->query_safe('SELECT pg_advisory_unlock(1)');
 $change->query_safe('SELECT 1');
 is( sql(
@@ -128,14 +131,7 @@ FROM batcher.status WHERE queue = 'spread')),
 # One that begins later is not waited for: it is tried again.
 my $user = $node->background_psql('postgres');
 $user->query_safe(q(BEGIN; SELECT batch_enqueue('spread', '1', 'open')));
-$change->query_until(
-	qr/^go$/m, q(\echo go
-SELECT batch_alter_queue('spread', '{"lanes": 2}');
-));
-wait_sql(
-	$node, q(
-SELECT count(*) = 1 FROM pg_locks
-WHERE locktype = 'virtualxid' AND NOT granted));
+begin_change(2);
 sql($node, q(SELECT batch_enqueue('fill', '1')));
 wait_sql($node,
 	"SELECT last_error LIKE '%is being changed' FROM batcher.status WHERE queue = 'fill'");
