@@ -31,6 +31,7 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/compat.h"
+#include "base/debug.h"
 #include "batch/batch.h"
 #include "miscadmin.h"
 #include "postmaster/interrupt.h"
@@ -109,11 +110,26 @@ handle_sigterm(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
-/* Nobody is to wake this process any more. */
+/*
+ * Nobody is to wake this process any more.  A worker that was told to end and
+ * still counted on us to repeat it is told now: if the server stops, no other
+ * launcher comes.
+ */
 static void
 withdraw_launcher(int code, Datum arg)
 {
+	int			i;
+
 	pg_atomic_write_u32(&batcher_shared->launcher_proc, 0);
+	pg_memory_barrier();
+	batcher_slot_copy(batcher_turn.slots);
+	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
+	{
+		BatcherSlotCopy *copy = &batcher_turn.slots[i];
+
+		if (copy->state == BATCHER_WORKER_RUNNING && copy->terminated)
+			batcher_slot_signal(i, copy->generation, SIGTERM);
+	}
 }
 
 /*
@@ -599,7 +615,10 @@ batcher_launcher_main(Datum arg)
 		{
 			/* exit code 1: the postmaster is to start another launcher */
 			if (!server_is_stopping())
+			{
+				batcher_debug_point("launcher-leaves");
 				proc_exit(1);
+			}
 			see_workers_off();
 			proc_exit(0);
 		}

@@ -18,7 +18,8 @@
  * At a server's stop the first SIGTERM means to flush what waits, for at most
  * batcher.shutdown_timeout; otherwise a worker leaves at once.  The signal
  * alone does not tell which: the launcher finds out and either says that the
- * server stops or repeats the signal, which ends the worker.
+ * server stops or repeats the signal, which ends the worker.  Without a launcher
+ * a worker ends at the first.
  */
 #include "postgres.h"
 
@@ -60,15 +61,18 @@ handle_sigterm(SIGNAL_ARGS)
 
 	/* not by counting: the postmaster signals a process and its group */
 	got_sigterm = true;
-	if (my_worker && pg_atomic_read_u32(&my_worker->must_end))
-	{
-		InterruptPending = true;
-		ProcDiePending = true;
-	}
-	else if (my_worker)
+	if (my_worker)
 	{
 		pg_atomic_write_u32(&my_worker->terminated, 1);
-		batcher_shmem_wake_launcher();
+		pg_memory_barrier();	/* see withdraw_launcher */
+		if (pg_atomic_read_u32(&my_worker->must_end) ||
+			pg_atomic_read_u32(&batcher_shared->launcher_proc) == 0)
+		{
+			InterruptPending = true;
+			ProcDiePending = true;
+		}
+		else
+			batcher_shmem_wake_launcher();
 	}
 	SetLatch(MyLatch);
 	errno = save_errno;

@@ -9,6 +9,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use BatcherTest;
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -61,30 +62,72 @@ cmp_ok(time() - $start, '<', 25,
 	'a row for now does not wait until a failed flush is tried again');
 
 # A flush whose commit waits for a standby that is not there ends a stop when
-# its time is over.
+# its time is over, also when the launcher has just left, or is leaving, so that
+# nobody tells the worker what its signal means.
 sql(
 	$node, q(
 SELECT batch_drop_queue('failing', force => true);
 SELECT batch_alter_queue('early', '{"flush_interval": "10ms"}');
 ));
 $node->append_conf('postgresql.conf', q(synchronous_standby_names = 'nobody'));
-$node->restart;
-sql(
-	$node, q(
+my $launcher = q(FROM pg_stat_activity
+WHERE backend_type = 'batcher launcher');
+my $id = 2;
+
+# Have a commit wait, with another row enqueued, and start the server anew.
+sub begin_wait
+{
+	$node->restart if $id == 2;
+	$node->start if $id > 2;
+	$id++;
+	sql(
+		$node, qq(
 SET synchronous_commit = local;
-SELECT batch_enqueue('early', '{"id": 3}')));
-wait_sql(
-	$node, q(
+SELECT batch_enqueue('early', '{"id": $id}')));
+	wait_sql(
+		$node, q(
 SELECT count(*) = 1 FROM pg_stat_activity
 WHERE backend_type = 'batcher worker' AND wait_event = 'SyncRep'));
-$start = time();
-$node->stop('fast');
-cmp_ok(time() - $start, '<', 25,
-	'a commit that waits for a standby does not hold a stop up');
+	wait_sql($node, "SELECT count(*) = 1 $launcher");
+	return;
+}
+
+sub stop_in_time
+{
+	my ($name) = @_;
+	local $ENV{PGCTLTIMEOUT} = 20;
+
+	ok($node->stop('fast', fail_ok => 1), $name)
+	  or $node->stop('immediate');
+	return;
+}
+
+begin_wait();
+stop_in_time('a commit that waits for a standby does not hold a stop up');
+
+begin_wait();
+sql($node, "SELECT pg_terminate_backend(pid, 10000) $launcher");
+stop_in_time('nor does it without a launcher');
+
+begin_wait();
+arm($node, 'launcher-leaves=wait');
+sql($node, "SELECT pg_terminate_backend(pid) $launcher");
+wait_point($node, 'launcher-leaves');
+my $release = IPC::Run::start(
+	[
+		'bash',
+		'-c',
+		'until grep -q stopping postmaster.pid; do sleep 0.01; done;'
+		  . 'touch batcher_debug_launcher-leaves.go'
+	],
+	init => sub { chdir $node->data_dir });
+stop_in_time('nor does it when the launcher has found no stop');
+$release->finish;
+
 $node->append_conf('postgresql.conf', q(synchronous_standby_names = ''));
 $node->start;
 is(sql($node, 'SELECT count(*), count(DISTINCT id) FROM done'),
-	'3|3', 'and its rows are flushed once');
+	'5|5', 'and its rows are flushed once');
 
 $node->stop('immediate');
 done_testing();

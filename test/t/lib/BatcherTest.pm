@@ -365,30 +365,36 @@ sub wait_crash_over
 
 Kill -9 one process of the server, and wait until the server has restarted
 itself.  Instead of a pid a function that finds one: it is asked again when
-that process has gone meanwhile.
+that process has ended by itself meanwhile.
 
 =cut
 
 sub kill_process
 {
 	my ($node, $pid) = @_;
+	my $find = ref $pid ? $pid : sub { return $pid };
 	my $position = log_position($node);
+	my $end = time() + $timeout;
 
-	if (ref $pid)
+	until (has_killed($node, $find->(), $position))
 	{
-		my $end = time() + $timeout;
-
-		until (($pid->() || '') =~ /^(\d+)$/ && kill('KILL', $1) == 1)
-		{
-			die 'found no process to kill' if time() > $end;
-		}
-	}
-	else
-	{
-		kill('KILL', $pid) == 1 or die "could not kill process $pid";
+		die 'killed no process' if time() > $end || !ref $pid;
 	}
 	wait_crash_over($node, $position);
 	return;
+}
+
+# Kill a process; false if it was ending by itself, which is no crash.  The
+# postmaster logs how it ended before it lets anybody in again.
+sub has_killed
+{
+	my ($node, $pid, $position) = @_;
+
+	return 0 unless ($pid || '') =~ /^\d+$/ && kill('KILL', $pid) == 1;
+	usleep(1_000) while kill(0, $pid) == 1;
+	wait_sql($node, 'SELECT true');
+	return slurp_file($node->logfile, $position) =~
+	  /\(PID $pid\) was terminated by signal 9/;
 }
 
 =pod
