@@ -140,3 +140,35 @@ batcher_settings_define(void)
 	if (process_shared_preload_libraries_in_progress)
 		define_fixed();
 }
+
+/*
+ * What a setting of the file, a database or a role must not change in our
+ * processes, which have no user: nothing ends a flush but flush_timeout, and it
+ * sees the same wherever it runs.  Once, after the process has connected.
+ */
+void
+batcher_settings_override(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", ""},
+		{"statement_timeout", "0"},
+		{"transaction_timeout", "0"},	/* from 17 on */
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"session_replication_role", "origin"},
+		{"row_security", "on"},
+		{"zero_damaged_pages", "off"},
+		{"max_parallel_workers_per_gather", "0"},
+	};
+	int			i;
+
+	for (i = 0; i < lengthof(settings); i++)
+	{
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
+							PGC_S_OVERRIDE);
+	}
+}

@@ -26,5 +26,6 @@ extern int	batcher_max_queues;
 #define BATCHER_MAX_LANES		64
 
 extern void batcher_settings_define(void);
+extern void batcher_settings_override(void);
 
 #endif							/* BATCHER_SETTINGS_H */

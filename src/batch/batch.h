@@ -5,6 +5,8 @@
 #ifndef BATCHER_BATCH_H
 #define BATCHER_BATCH_H
 
+#include <signal.h>
+
 #include "base/clock.h"
 #include "batch/pace.h"
 #include "catalog/row_type.h"
@@ -323,6 +325,8 @@ extern char *batcher_insert_sql(const BatcherQueueDef *def,
 extern void batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 								 double timeout);
 extern BatcherPhase batcher_executor_phase;
+/* SIGINT has come since the statement began: somebody or a timeout cancels it */
+extern volatile sig_atomic_t batcher_executor_cancelled;
 extern void batcher_executor_reset(BatcherLaneView *view);
 extern bool batcher_executor_overtime(void);
 extern void batcher_executor_forget_session(void);

@@ -57,6 +57,7 @@ struct BatcherExecutor
 
 /* Where the statement is; whoever catches an error resets it. */
 BatcherPhase batcher_executor_phase = BATCHER_PHASE_OUTSIDE;
+volatile sig_atomic_t batcher_executor_cancelled = false;
 
 static TimeoutId overtime_timeout = MAX_TIMEOUTS;
 static volatile sig_atomic_t overtime = false;
@@ -338,6 +339,7 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 	EphemeralNamedRelation enr;
 	BatcherIdentity	before;
 
+	batcher_executor_cancelled = QueryCancelPending;
 	SPI_connect();
 	batcher_statement_assume(def, &before);
 	enable_timeout_after(STATEMENT_TIMEOUT, ms);

@@ -32,6 +32,9 @@ may_pass(int sqlerrcode)
 		case ERRCODE_T_R_DEADLOCK_DETECTED:
 		case ERRCODE_LOCK_NOT_AVAILABLE:
 			return true;
+		case ERRCODE_QUERY_CANCELED:
+			/* not if the statement itself has raised it */
+			return batcher_executor_cancelled;
 	}
 	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
 	{

@@ -553,25 +553,6 @@ see_workers_off(void)
 	}
 }
 
-/* Settings that could hurt are not for us. */
-static void
-override_settings(void)
-{
-	static const char *const settings[][2] = {
-		{"search_path", ""},
-		{"zero_damaged_pages", "false"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_isolation", "read committed"}
-	};
-	int			i;
-
-	for (i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
-						PGC_S_OVERRIDE);
-}
-
 /*
  * The launcher.
  */
@@ -585,7 +566,7 @@ batcher_launcher_main(Datum arg)
 
 	before_shmem_exit(withdraw_launcher, (Datum) 0);
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	override_settings();
+	batcher_settings_override();
 
 	batcher_launcher_context = AllocSetContextCreate(TopMemoryContext,
 													 "batcher launcher",

@@ -78,29 +78,12 @@ handle_sigterm(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
-/* What a setting of the database or a role must not change in a flush. */
+/* Also the end of a statement's time is signalled like this. */
 static void
-override_settings(void)
+handle_sigint(SIGNAL_ARGS)
 {
-	static const char *const settings[][2] = {
-		{"search_path", ""},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"session_replication_role", "origin"},
-		{"row_security", "on"},
-		{"zero_damaged_pages", "off"},
-		{"max_parallel_workers_per_gather", "0"},
-		{"application_name", "batcher worker"},
-	};
-	int			i;
-
-	for (i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
-						PGC_S_OVERRIDE);
+	batcher_executor_cancelled = true;
+	StatementCancelHandler(postgres_signal_arg);
 }
 
 /* Flush a batch of a lane that is held; true if there may be more. */
@@ -324,7 +307,9 @@ start_worker(void)
 
 	BackgroundWorkerInitializeConnectionByOid(my_worker->db.dboid, InvalidOid,
 											  0);
-	override_settings();
+	batcher_settings_override();
+	SetConfigOption("application_name", "batcher worker", PGC_SUSET,
+					PGC_S_OVERRIDE);
 	batcher_flush_install();
 	batcher_executor_install();
 	batcher_settle_install();
@@ -357,7 +342,7 @@ batcher_worker_main(Datum arg)
 
 	pqsignal(SIGTERM, handle_sigterm);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGINT, StatementCancelHandler);
+	pqsignal(SIGINT, handle_sigint);
 	batcher_probation_install();
 	BackgroundWorkerUnblockSignals();
 

@@ -141,6 +141,23 @@ SELECT ff_until($$SELECT attempts = 1 FROM batcher.pending WHERE queue = 'ff'$$)
 SELECT batch_drop_queue('ff', true);
 SELECT count(*) FROM batcher.spool;
 
+-- Nobody cancels this flush: it is the row that says so.
+CREATE FUNCTION ff_cancel(n int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+    IF n < 0 THEN
+        RAISE EXCEPTION 'the other server took too long' USING ERRCODE = 'query_canceled';
+    END IF;
+    RETURN n;
+END $$;
+SELECT batch_create_queue('ff cancel', 'INSERT INTO ff_other SELECT ff_cancel(payload::int) FROM batch',
+	options => '{"flush_interval": "1 h", "max_attempts": 2, "retry_delay": "1 ms"}');
+SELECT batch_enqueue_many('ff cancel', '{21,-22,23}', '{a,b,c}') IS NOT NULL AS enqueued;
+SELECT batch_flush('ff cancel');
+SELECT payload, sqlstate, message, attempts FROM batcher.dead_letter WHERE queue = 'ff cancel';
+SELECT n FROM ff_other WHERE n > 20 ORDER BY n;
+SELECT batch_drop_queue('ff cancel');
+DROP FUNCTION ff_cancel(int);
+
 SELECT batch_drop_queue('ff memory'), batch_drop_queue('ff good');
 DROP TABLE ff_renamed, ff_other;
 DROP FUNCTION ff_until(text), ff_refuse();

@@ -21,6 +21,8 @@ my @shown = qw(statement_timeout lock_timeout
   idle_in_transaction_session_timeout transaction_isolation
   transaction_read_only transaction_deferrable session_replication_role
   row_security search_path);
+push @shown, 'transaction_timeout'
+  if $node->pg_version >= 17;
 my $columns = join(', ', map { "current_setting('$_') AS $_" } @shown);
 sql(
 	$node, qq(
@@ -64,6 +66,8 @@ sub renew_worker
 
 # The sessions of this test keep their own settings.
 $ENV{PGOPTIONS} = '-c statement_timeout=0 -c lock_timeout=0'
+  . (grep({ $_ eq 'transaction_timeout' } @shown)
+	? ' -c transaction_timeout=0' : '')
   . ' -c default_transaction_read_only=off -c row_security=on'
   . ' -c session_replication_role=origin -c search_path=public'
   . ' -c default_transaction_isolation=read\ committed'
@@ -81,6 +85,8 @@ my @bad = (
 	q(default_transaction_deferrable = on),
 	q(session_replication_role = 'replica'),
 	q(row_security = off), q(search_path = 'other'));
+push @bad, q(transaction_timeout = '100ms')
+  if grep { $_ eq 'transaction_timeout' } @shown;
 
 foreach my $of ('DATABASE postgres', 'ROLE postgres',
 	'ROLE postgres IN DATABASE postgres', 'SYSTEM')
