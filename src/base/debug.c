@@ -5,7 +5,9 @@
  * The setting batcher.debug_points is a comma-separated list of name=action.
  * Actions: 'wait' (until the file batcher_debug_NAME.go appears in the data
  * directory, which it takes away; batcher_debug_NAME.waiting is there while
- * it waits), 'kill' (SIGKILL to this process), 'crash' (SIGSEGV), 'error' (an
+ * it waits; nobody begins to wait while the file batcher_debug.off is there,
+ * because a process may meet a point once more before it rereads its settings),
+ * 'kill' (SIGKILL to this process), 'crash' (SIGSEGV), 'error' (an
  * ERROR, SQLSTATE XX000), 'fatal' (a FATAL).  Critical places cannot take an
  * ERROR: a test names only those that can.  Files rather than locks, because
  * several points lie where no lock may be taken.  For a limit the action is a
@@ -42,6 +44,8 @@ wait_for_go(const char *name)
 	char		go[MAXPGPATH];
 	FILE	   *f;
 
+	if (access("batcher_debug.off", F_OK) == 0)
+		return;
 	snprintf(waiting, sizeof(waiting), "batcher_debug_%s.waiting", name);
 	snprintf(go, sizeof(go), "batcher_debug_%s.go", name);
 	f = fopen(waiting, "w");

@@ -13,6 +13,8 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "base/clock.h"
+#include "base/compat.h"
 #include "base/debug.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_type.h"
@@ -438,21 +440,31 @@ has_dropped(void)
 BatcherSharedQueue *
 batcher_definition_make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 {
+	static uint32 wait_event = 0;
 	BatcherSharedQueue *queue;
-	int			tries = 100;
+	TimestampTz end = batcher_clock_add_ms(batcher_clock_now(), 1000);
 
+	queue = batcher_shmem_lanes_create(key, nlanes, fresh);
+	if (queue)
+		return queue;
+	if (wait_event == 0)
+		wait_event = batcher_wait_event("BatcherRoom");
+	ConditionVariablePrepareToSleep(&batcher_shared->room_cv);
 	while ((queue = batcher_shmem_lanes_create(key, nlanes, fresh)) == NULL)
 	{
-		if (tries-- == 0 || !has_dropped())
+		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
+
+		if (ms == 0 || !has_dropped())
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("too many queues"),
 					 errdetail("Each lane of a queue counts as a queue."),
 					 errhint("Increase \"%s\" and restart the server.",
 							 "batcher.max_queues")));
-		CHECK_FOR_INTERRUPTS();
-		pg_usleep(10000L);
+		(void) ConditionVariableTimedSleep(&batcher_shared->room_cv, ms,
+										   wait_event);
 	}
+	ConditionVariableCancelSleep();
 	return queue;
 }
 

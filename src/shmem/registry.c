@@ -266,6 +266,8 @@ batcher_shmem_queue_remove(BatcherQueueKey key)
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	removed = batcher_shmem_queue_remove_locked(key);
 	LWLockRelease(&batcher_shared->lock);
+	if (removed)
+		ConditionVariableBroadcast(&batcher_shared->room_cv);
 	return removed;
 }
 

@@ -381,7 +381,7 @@ typedef struct BatcherShared
 	pg_atomic_uint32 wakeups;	/* how often somebody was woken */
 	pg_atomic_uint32 scan_wanted;	/* databases may have come: look */
 	pg_atomic_uint32 stopping;	/* the server is being stopped */
-	ConditionVariable room_cv;	/* memory became free */
+	ConditionVariable room_cv;	/* memory, or an entry, became free */
 	ConditionVariable worker_cv;	/* a worker came or went */
 	ConditionVariable settled_cv[BATCHER_SETTLED_CVS];	/* by queue id: rows
 														 * were settled */

@@ -215,6 +215,7 @@ sub arm
 		unlink point_file($node, $point, 'waiting'),
 		  point_file($node, $point, 'go');
 	}
+	unlink $node->data_dir . '/batcher_debug.off';
 	sql(
 		$node, qq(
 ALTER SYSTEM SET batcher.debug_points = '$points';
@@ -227,7 +228,7 @@ SELECT pg_reload_conf();));
 
 =item disarm(node)
 
-Undo arm().  A process that waits at a point goes on waiting.
+Undo arm().  A process that waits at a point goes on waiting; none begins to.
 
 =cut
 
@@ -235,6 +236,7 @@ sub disarm
 {
 	my ($node) = @_;
 
+	append_to_file($node->data_dir . '/batcher_debug.off', '');
 	sql(
 		$node, qq(
 ALTER SYSTEM RESET batcher.debug_points;
