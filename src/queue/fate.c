@@ -2,18 +2,19 @@
  * fate.c
  *	  What became of a queue's settled tickets, for batch_wait.
  *
- * The last 100,000 tickets of a lane are kept in pages of the shared area,
- * as differences from one ticket to the next in as few bytes as they need:
- * one or two each, where tickets leave about in the order in which they were
- * given.  A page holds tickets of one fate.  All pages of all queues together
- * take at most an eighth of the area; a queue that may not take another page
- * forgets its oldest.  Protected by lane.lock; nothing here raises an error.
+ * The last 100,000 tickets of a lane, and those that share a page with the
+ * oldest of them, are kept in pages of the shared area, as differences from
+ * one ticket to the next in as few bytes as they need: one or two each, where
+ * tickets leave about in the order in which they were given.  A page holds
+ * tickets of one fate.  All pages of all queues together take at most an
+ * eighth of the area; a queue that may not take another page forgets its
+ * oldest.  Protected by lane.lock; nothing here raises an error.
  */
 #include "postgres.h"
 
 #include "queue/chunk.h"
 
-#define FATES_MAX		100000	/* tickets of one queue */
+#define FATES_KEPT		100000	/* tickets of one lane */
 #define FATE_PAGE_SIZE	2048	/* a size class of dsa.c */
 #define DIFF_MAX		10		/* bytes that a difference takes at most */
 
@@ -60,6 +61,15 @@ free_oldest(BatcherSharedQueue *queue)
 	(void) pg_atomic_fetch_sub_u64(&batcher_shared->fate_bytes, FATE_PAGE_SIZE);
 }
 
+/* Are there enough tickets without those of the oldest page? */
+static bool
+is_superfluous(const BatcherSharedFates *fates)
+{
+	const FatePage *page = batcher_area_address(fates->oldest);
+
+	return fates->ntickets - page->ntickets >= FATES_KEPT;
+}
+
 /* A new page at the end, or NULL. */
 static FatePage *
 add_page(BatcherSharedQueue *queue, BatcherFate fate)
@@ -69,7 +79,7 @@ add_page(BatcherSharedQueue *queue, BatcherFate fate)
 	FatePage   *page;
 
 	while (DsaPointerIsValid(fates->oldest) &&
-		   (fates->ntickets >= FATES_MAX ||
+		   (is_superfluous(fates) ||
 			pg_atomic_read_u64(&batcher_shared->fate_bytes) + FATE_PAGE_SIZE >
 			batcher_shared->area_size / 8))
 		free_oldest(queue);
