@@ -1,7 +1,8 @@
 
 # Rows that fail, and processes that end while they are isolated, tried again or
 # buried: no row is lost or flushed twice, attempts are known afterwards, and a
-# row is a dead letter once.
+# row is a dead letter once.  What it costs, and what the log says of it.
+# M5.5 (each step of degrading is logged once)
 
 use strict;
 use warnings;
@@ -198,6 +199,152 @@ is(sql($node, q(SELECT count(*) FROM batcher.dead_letter)), '0', 'it has left');
 sql($node, q(SELECT batch_resume('durable')));
 wait_drained($node, 'durable');
 is(flushed('durable'), '-32', 'and is flushed once');
+
+# --- what an isolation costs, and what it says ---
+
+# How many lines of the log since a position match.
+sub log_lines
+{
+	my ($position, $pattern) = @_;
+
+	return scalar(() = slurp_file($node->logfile, $position) =~ /$pattern/g);
+}
+
+# The numbers of subtransactions that transactions committed with since a
+# place in the WAL, as their commit records say: the largest, and how many had
+# any.
+sub subtransactions_since
+{
+	my ($lsn) = @_;
+	my $end = sql($node, 'SELECT pg_switch_wal()');
+	my ($stdout, $stderr) = run_command(
+		[
+			'pg_waldump', '-p', $node->data_dir . '/pg_wal',
+			'-r', 'Transaction', '-s', $lsn, '-e', $end
+		]);
+	my ($largest, $some) = (0, 0);
+
+	foreach my $line (grep { /desc: COMMIT / } split /\n/, $stdout)
+	{
+		my $n = $line =~ /subxacts:((?: \d+)+)/ ? split(' ', $1) : 0;
+
+		$some++ if $n > 0;
+		$largest = $n if $n > $largest;
+	}
+	die "no commits in the WAL: $stderr" unless $stdout =~ /desc: COMMIT /;
+	return ($largest, $some);
+}
+
+# The rows below zero fail in one way at first, and in another when they are
+# tried again.
+sql(
+	$node, q(
+CREATE FUNCTION odd(id int, attempts int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+	IF id < 0 AND attempts = 0 THEN
+		RAISE EXCEPTION 'refused' USING ERRCODE = 'YY001';
+	ELSIF id < 0 THEN
+		RAISE EXCEPTION 'refused again' USING ERRCODE = 'YY002';
+	END IF;
+	RETURN id;
+END $$;
+SELECT batch_create_queue('odd', $$INSERT INTO done
+	SELECT 'odd', odd((payload->>'id')::int, batch_attempts) FROM batch$$,
+	options => '{"max_attempts": 2, "retry_delay": "1 h",
+		"retry_max_delay": "1 h"}');
+));
+my $lsn = sql($node, 'SELECT pg_current_wal_insert_lsn()');
+enqueue('odd', 1 .. 400);
+wait_sql($node, q(SELECT count(*) = 400 FROM done));
+wait_drained($node, 'odd');
+my ($largest, $some) = subtransactions_since($lsn);
+is($some, 0, 'a batch that passes needs no subtransactions');
+sql($node, q(DELETE FROM done));
+
+my $position = log_position($node);
+$lsn = sql($node, 'SELECT pg_current_wal_insert_lsn()');
+enqueue('odd', map { $_ % 2 ? $_ : -$_ } 1 .. 400);
+wait_sql($node, q(SELECT count(*) = 200 FROM done));
+wait_sql($node, q(
+SELECT count(*) = 200 AND bool_and(attempts = 1) FROM batcher.pending));
+($largest, $some) = subtransactions_since($lsn);
+cmp_ok($some, '>=', 4, 'what passes in pieces takes several transactions');
+# 64 of each process are at hand to all others (PGPROC_MAX_CACHED_SUBXIDS)
+cmp_ok($largest, '<=', 64, 'none of them has more than 64 subtransactions');
+cmp_ok($largest, '>', 2, 'and they have some');
+
+# A step is logged once, however many rows and batches go that way.
+is(log_lines($position,
+		qr/LOG:  queue "odd": a batch of 400 rows failed, and is flushed in smaller ones$/m),
+	1, 'smaller batches are logged once');
+is( log_lines($position, qr/flushed in smaller ones/),
+	1, 'not for the batches that follow');
+is( log_lines($position, qr/LOG:  queue "odd": rows are flushed one by one/),
+	1, 'single rows are logged once');
+is(log_lines($position, qr/: +refused$/m), 1, 'and the error');
+
+# So is what the rows fail with when they are tried again, as it is another.
+$position = log_position($node);
+sql($node, q(SELECT batch_flush('odd')));
+wait_sql($node, q(
+SELECT count(*) = 200 FROM batcher.dead_letter WHERE queue = 'odd'));
+is( log_lines($position, qr/LOG:  queue "odd": a row failed: refused again$/m),
+	1, 'another error is logged once');
+is( log_lines($position, qr/LOG:  queue "odd": rows are flushed one by one/),
+	0, 'the step is known');
+my @dead = slurp_file($node->logfile, $position) =~
+  /LOG:  queue "odd": (\d+) rows? (?:is a dead letter|are dead letters)$/mg;
+my $sum = 0;
+$sum += $_ foreach @dead;
+is($sum, 200, 'dead letters are counted in the log');
+cmp_ok(scalar(@dead), '<', 20, 'a line for each transaction, not for each row');
+is( sql(
+		$node, q(
+SELECT rows_flushed, rows_failed, rows_dead, breaker_opened,
+	batches_split BETWEEN 4 AND 20
+FROM batcher.stat_queue WHERE queue = 'odd')),
+	'600|400|200|0|t',
+	'and counted');
+
+# The last step: no row passes, and the breaker opens, once for each time.
+sql(
+	$node, q(
+SELECT batch_purge_dead('odd');
+CREATE TABLE mended (mended bool);
+CREATE FUNCTION broken(id int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM public.mended) THEN
+		RAISE EXCEPTION 'out of order';
+	END IF;
+	RETURN id;
+END $$;
+SELECT batch_create_queue('broken', $$INSERT INTO done
+	SELECT 'broken', broken((payload->>'id')::int) FROM batch$$,
+	options => '{"max_attempts": 1000, "retry_delay": "10 ms",
+		"retry_max_delay": "10 ms", "breaker_threshold": 2,
+		"breaker_recovery": "20 ms", "breaker_probes": 2}');
+));
+$position = log_position($node);
+enqueue('broken', 1 .. 40);
+wait_sql($node, q(
+SELECT breaker_opened >= 3 FROM batcher.stat_queue WHERE queue = 'broken'));
+sql($node, q(INSERT INTO mended VALUES (true)));
+wait_drained($node, 'broken');
+# all at once, perhaps, but two batches close it
+enqueue('broken', 41);
+wait_drained($node, 'broken');
+wait_sql($node, q(
+SELECT breaker_state = 'closed' FROM batcher.status WHERE queue = 'broken'));
+is( log_lines($position, qr/LOG:  breaker of queue "broken" is open: /),
+	sql($node, q(
+SELECT breaker_opened FROM batcher.stat_queue WHERE queue = 'broken')),
+	'the log tells each time that a breaker opens');
+is( log_lines($position,
+		qr/LOG:  breaker of queue "broken" is open: 2 flushes in a row failed, the last with: out of order$/m),
+	1, 'at first with the number of flushes');
+is( log_lines($position, qr/LOG:  breaker of queue "broken" is closed$/m),
+	1, 'and that it is closed');
+is(flushed('broken'), join(' ', 1 .. 41), 'the rows have waited for that');
 
 $node->stop;
 done_testing();
