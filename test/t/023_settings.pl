@@ -191,7 +191,16 @@ wait_sql($node, "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid");
 my $took = time() - $started;
 cmp_ok($took, '>', 9, 'the worker is ended ten seconds after flush_timeout');
 cmp_ok($took, '<', 15, 'and not later');
-sql($node, 'INSERT INTO stop VALUES (true)');
+is( sql(
+		$node, q(
+SELECT breaker_state, breaker_reason, s.last_error, batches_failed, rows_failed,
+	breaker_opened, pending, batches
+FROM batcher.status t JOIN batcher.stat_queue s USING (queue)
+WHERE queue = 'stubborn')),
+	'open|flush outlived its timeout, and its worker was ended|'
+	  . 'flush outlived its timeout, and its worker was ended|1|0|1|1|0',
+	'the flush counts as failed, and the breaker is open');
+sql($node, q(INSERT INTO stop VALUES (true); SELECT batch_reset_breaker('stubborn')));
 wait_sql($node, 'SELECT count(*) = 1 FROM done WHERE id = 3');
 pass('a queue of the same owner goes on with the next worker');
 wait_drained($node, 'stubborn', 'same', 'other');
