@@ -61,8 +61,11 @@ SELECT batch_enqueue('br gone', '1') AS gone \gset
 SELECT batch_flush('br gone', '1 h');
 SELECT batch_drop_queue('br gone', force => true);
 
--- By hand it closes at once, and opens again if nothing has changed.
+-- By hand it closes at once, and opens again if nothing has changed.  A
+-- rollback does not undo that.
+BEGIN;
 SELECT batch_reset_breaker('br');
+ROLLBACK;
 SELECT br_until($$SELECT breaker_opened = 2 FROM batcher.stat_queue WHERE queue = 'br'$$);
 -- A changed definition is tried at once too.
 SELECT batch_alter_queue('br', options => '{"breaker_recovery": "100 ms", "breaker_probes": 2}');

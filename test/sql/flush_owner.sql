@@ -95,6 +95,21 @@ RESET ROLE;
 SELECT batch_enqueue('fo', '1') > 0 AS has_ticket;
 SELECT batch_flush('fo');
 SELECT n FROM fo_deferred ORDER BY n;
+-- A foreign key, too, of each row alone.
+CREATE TABLE fo_parent (n int PRIMARY KEY);
+CREATE TABLE fo_child (n int REFERENCES fo_parent DEFERRABLE INITIALLY DEFERRED);
+GRANT ALL ON fo_parent, fo_child TO regress_batcher_owner;
+INSERT INTO fo_parent VALUES (1), (2);
+SET ROLE regress_batcher_owner;
+SELECT batch_create_queue('fo child', 'INSERT INTO fo_child SELECT payload::int FROM batch',
+    options => '{"flush_interval": "1 h", "max_attempts": 1}');
+RESET ROLE;
+SELECT batch_enqueue_many('fo child', '{1,3,2}');
+SELECT batch_flush('fo child');
+SELECT n FROM fo_child ORDER BY n;
+SELECT payload, sqlstate, message FROM batcher.dead_letter WHERE queue = 'fo child';
+SELECT batch_drop_queue('fo child');
+DROP TABLE fo_child, fo_parent;
 -- A deferred trigger fires in the flush, as the owner.
 CREATE TABLE fo_fired (usr text, path text);
 GRANT ALL ON fo_fired TO regress_batcher_owner;

@@ -202,6 +202,20 @@ SELECT gr_try('regress_batcher_enqueuer', 'batch_enqueue(''gr'', ''6'')');
 REVOKE regress_batcher_manager FROM regress_batcher_enqueuer;
 SELECT gr_try('regress_batcher_enqueuer', 'batch_enqueue(''gr'', ''6'')');
 
+-- One that does not inherit them has not, before it becomes that role.
+CREATE ROLE regress_batcher_plain NOINHERIT;
+GRANT regress_batcher_owner, regress_batcher_manager TO regress_batcher_plain;
+SELECT command, gr_try('regress_batcher_plain', command)
+FROM unnest(ARRAY['batch_enqueue(''gr'', ''6'')', 'batch_flush(''gr'')', 'batch_drop_queue(''gr'')']) AS c (command);
+SELECT gr_sees('regress_batcher_plain', 'batcher.queue');
+SET SESSION AUTHORIZATION regress_batcher_plain;
+SELECT batch_purge('gr');
+\echo :SQLSTATE
+SET ROLE regress_batcher_manager;
+SELECT batch_purge('gr') IS NOT NULL AS may;
+RESET SESSION AUTHORIZATION;
+DROP ROLE regress_batcher_plain;
+
 -- Everybody, a role that comes later included.
 SELECT batch_grant('gr', 'public', 'enqueue');
 CREATE ROLE regress_batcher_later;

@@ -86,6 +86,7 @@ SELECT batcher.arrived();
 
 -- Nor may those who can write every table: what they insert would look restored.
 RESET ROLE;
+SELECT batch_grant('ri', 'regress_batcher_owner', 'enqueue');
 CREATE ROLE regress_batcher_writer IN ROLE pg_write_all_data;
 SET ROLE regress_batcher_writer;
 INSERT INTO batcher.queue_definition VALUES (0, 'ri evil', 10, 'postgres', 'SELECT FROM batch', '', '{}', false, NULL, 0, now());
@@ -93,7 +94,11 @@ INSERT INTO batcher.queue_definition VALUES (0, 'ri evil', 10, 'postgres', 'SELE
 INSERT INTO batcher.queue_grant VALUES (0, 0, 'public', 'manage');
 INSERT INTO batcher.spool DEFAULT VALUES;
 DELETE FROM batcher.queue_grant;
+UPDATE batcher.queue_grant SET role_name = 'public';
 UPDATE batcher.queue_definition SET owner_name = 'postgres';
+RESET ROLE;
+SELECT grants FROM batcher.queue WHERE queue = 'ri';
+SELECT batch_revoke('ri', 'regress_batcher_owner', 'enqueue');
 
 -- pg_monitor sees names and counters, no statement, payload, or error.
 SET ROLE regress_batcher_monitor;

@@ -75,8 +75,10 @@ SELECT rows_enqueued, batches, avg_batch_size, last_flush_at, last_error
     FROM batcher.stat_queue WHERE queue = 'vi idle';
 SELECT pending, pending_bytes, oldest_at, oldest_age FROM batcher.status WHERE queue = 'vi';
 
--- Reset: one, then all.
+-- Reset: one, then all.  A rollback does not undo that.
+BEGIN;
 SELECT batch_reset_stats('vi');
+ROLLBACK;
 SELECT queue, rows_enqueued, rows_flushed, batches, stats_reset IS NOT NULL AS was_reset
     FROM batcher.stat_queue ORDER BY queue;
 SELECT batch_reset_stats();
