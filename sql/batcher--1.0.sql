@@ -164,15 +164,17 @@ SELECT pg_catalog.pg_extension_config_dump('batcher.queue_grant',
 SELECT pg_catalog.pg_extension_config_dump('batcher.spool', '');
 SELECT pg_catalog.pg_extension_config_dump('batcher.dead_row', '');
 
--- These triggers let pass what our own functions write.  Anything else comes
--- from elsewhere: a restore, or logical replication.
+-- These triggers let pass what our own functions write.  Anything else that is
+-- inserted comes from elsewhere: a restore, or logical replication.  Nobody
+-- changes or removes by hand what memory knows the place of; the spool is
+-- written by calls of the heap itself, which fire no trigger.
 CREATE FUNCTION batcher.arrived()
 RETURNS trigger
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'batcher_arrived';
 REVOKE ALL ON FUNCTION batcher.arrived() FROM PUBLIC;
 COMMENT ON FUNCTION batcher.arrived() IS
-'trigger: hold what a restore brings, skip what logical replication brings';
+'trigger: hold what a restore brings, skip what logical replication brings, refuse changes by hand';
 
 CREATE TRIGGER arrived
     BEFORE INSERT OR UPDATE OR DELETE ON batcher.queue_definition
@@ -182,13 +184,20 @@ CREATE TRIGGER arrived
     BEFORE INSERT OR UPDATE OR DELETE ON batcher.queue_grant
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.queue_grant ENABLE ALWAYS TRIGGER arrived;
-CREATE TRIGGER arrived BEFORE INSERT ON batcher.spool
+CREATE TRIGGER arrived
+    BEFORE INSERT OR UPDATE OR DELETE ON batcher.spool
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER arrived;
+CREATE TRIGGER truncated BEFORE TRUNCATE ON batcher.spool
+    FOR EACH STATEMENT EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER truncated;
 CREATE TRIGGER arrived
     BEFORE INSERT OR UPDATE OR DELETE ON batcher.dead_row
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
 ALTER TABLE batcher.dead_row ENABLE ALWAYS TRIGGER arrived;
+CREATE TRIGGER truncated BEFORE TRUNCATE ON batcher.dead_row
+    FOR EACH STATEMENT EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.dead_row ENABLE ALWAYS TRIGGER truncated;
 
 CREATE FUNCTION batcher.changed()
 RETURNS trigger

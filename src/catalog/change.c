@@ -440,7 +440,8 @@ batcher_change_install(void)
 
 /*
  * Sessions and workers go on using a queue whose definition goes behind their
- * backs, so nobody changes the tables by hand.
+ * backs, and look for a row of the spool where it was, so nobody changes the
+ * tables by hand.
  */
 void
 batcher_change_refuse_direct(Relation rel)

@@ -144,7 +144,8 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  * it is held until batch_resume and nothing is flushed before its target is
  * there; its owner, and the roles of its grants, are found by name then.  A
  * restored tuple of the spool is at home nowhere, so that it is read back.
- * Only superusers restore: a definition runs as whoever it names.
+ * Only superusers restore: a definition runs as whoever it names.  What is
+ * there nobody changes, removes or truncates by hand.
  */
 Datum
 batcher_arrived(PG_FUNCTION_ARGS)
@@ -154,7 +155,8 @@ batcher_arrived(PG_FUNCTION_ARGS)
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+		!(TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
+		  TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event)))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" was not called as a trigger",
@@ -166,6 +168,8 @@ batcher_arrived(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" cannot be a trigger of table \"%s\"",
 						"batcher.arrived",
 						RelationGetRelationName(trigdata->tg_relation))));
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		batcher_change_refuse_direct(trigdata->tg_relation);
 	if (!batcher_definition_writing && IsLogicalWorker())
 		return PointerGetDatum(NULL);
 	if (!batcher_definition_writing &&

@@ -96,6 +96,10 @@ INSERT INTO batcher.spool DEFAULT VALUES;
 DELETE FROM batcher.queue_grant;
 UPDATE batcher.queue_grant SET role_name = 'public';
 UPDATE batcher.queue_definition SET owner_name = 'postgres';
+-- Or would be lost, or flushed again.
+UPDATE batcher.spool SET home = 0;
+\echo :SQLSTATE
+DELETE FROM batcher.spool;
 RESET ROLE;
 SELECT grants FROM batcher.queue WHERE queue = 'ri';
 SELECT batch_revoke('ri', 'regress_batcher_owner', 'enqueue');
