@@ -93,6 +93,35 @@ command_ok(
 	],
 	'pg_dump, directory');
 
+# Queues and rows are data of tables: where no data is dumped, or not that of
+# the spool, they are not.
+foreach my $case (
+	[ 'schema', 0, '--schema-only' ],
+	[ 'no_queues', 0, '--exclude-table-data', 'batcher.*' ],
+	[ 'no_rows', 4, '--exclude-table-data', 'batcher.spool' ])
+{
+	my ($db, $queues, @options) = @$case;
+
+	$dest->safe_psql('postgres', "CREATE DATABASE $db");
+	command_ok(
+		[
+			'pg_dump', @options, '-d', $source->connstr('postgres'),
+			'-f', "$dumps/$db.sql"
+		],
+		"pg_dump @options");
+	command_ok(
+		[
+			'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d',
+			$dest->connstr($db), '-f', "$dumps/$db.sql"
+		],
+		'is restored');
+	is( $dest->safe_psql(
+			$db, q(SELECT count(*) FROM batcher.queue
+			UNION ALL SELECT count(*) FROM batcher.pending)),
+		"$queues\n0",
+		"with $queues queues and no rows");
+}
+
 # The source goes on.
 is(sql($source, "SELECT batch_flush('q')"), '100', 'the source flushes');
 
