@@ -1,5 +1,6 @@
 -- What the views show.
--- M4.6 (pending, configured size and timeout, whether a flush is scheduled)
+-- M4.6 (pending, configured size and timeout, whether a flush is scheduled),
+-- M5.7 (flushes by size and by time, rows and batches, failed ones)
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;

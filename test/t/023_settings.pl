@@ -265,6 +265,36 @@ $node->wait_for_log(
 	$position);
 pass('with its messages and channels');
 
+# M1.10: what was flushed and how long it took is above; what failed, what was
+# done about it, and that it goes on again
+sql(
+	$node, q(
+SELECT batch_create_queue('troubled',
+	'INSERT INTO done SELECT 700 / payload::int FROM batch',
+	options => '{"max_attempts": 1, "breaker_recovery": "10 ms",
+		"breaker_probes": 1}');
+SELECT batch_enqueue_many('troubled', '{1,0,2}')));
+$node->wait_for_log(
+	qr/ERROR:  division by zero\n.*CONTEXT: .*\n\tflush of queue "troubled"\n/,
+	$position);
+pass('the log has what failed');
+$node->wait_for_log(
+	qr/LOG:  queue "troubled": rows are flushed one by one, to find those that fail/,
+	$position);
+$node->wait_for_log(qr/LOG:  queue "troubled": 1 row is a dead letter/,
+	$position);
+pass('that it was looked for, and what became of it');
+sql(
+	$node, q(
+ALTER TABLE done RENAME TO moved;
+SELECT batch_enqueue('troubled', '3')));
+$node->wait_for_log(
+	qr/LOG:  breaker of queue "troubled" is open: relation "done" does not exist/,
+	$position);
+sql($node, 'ALTER TABLE moved RENAME TO done');
+$node->wait_for_log(qr/LOG:  breaker of queue "troubled" is closed/, $position);
+pass('that its queue has stopped, and goes on');
+
 # Two owners, one worker at a time.
 set('batcher.max_workers', '1');
 wait_sql($node, 'SELECT count(*) <= 1 FROM batcher.worker');

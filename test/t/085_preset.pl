@@ -1,6 +1,8 @@
 
 # A preset goes before the server's settings, and these give way to it; without
 # a preset a change of the settings reaches the queue.
+#
+# M1.7 (interval and size by server configuration, changed at run time)
 
 use strict;
 use warnings;

@@ -7,6 +7,8 @@
  * the lane over, it does in a function that the latter calls then.  What must
  * hold is told as "ok" or "not ok"; the exit status is 1 if anything did not
  * hold.
+ *
+ * M3.3 (many producers at once, whatever worker has the queue)
  */
 #include "postgres.h"
 

@@ -8,6 +8,9 @@
  * depends on its rows.  What must hold is checked, and told as "ok" or "not
  * ok"; the exit status is 1 if anything did not hold.  Figures are lines
  * name=value.  Random numbers are the same in each run.
+ *
+ * M1.12 (intervals by a forecast of the arrivals), M5.3 (the size of batches by
+ * errors, latency and throughput)
  */
 #include <math.h>
 #include <stdio.h>

@@ -1,5 +1,8 @@
 # batch_size_sweep: rows a second by the size of batches, in an UPDATE by key
 #
+# M5.8 (a sweep over sizes that finds the best one), M5.10 (rows a second of
+# batched updates)
+#
 # BENCH_SWEEP_ROWS: rows of the table that is updated, each once in a run.
 
 SWEEP_ROWS=${BENCH_SWEEP_ROWS:-100000}

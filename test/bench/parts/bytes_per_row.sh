@@ -1,4 +1,6 @@
 # bytes_per_row: shared memory that a waiting row takes
+#
+# M5.9 (memory that grows with what waits)
 
 bytes_per_row()
 {

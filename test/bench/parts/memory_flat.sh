@@ -1,5 +1,7 @@
 # memory_flat: a long run: the worker's memory, the spool's size
 #
+# M5.9 (bounded memory)
+#
 # BENCH_ROWS: rows in all.
 
 LONG_ROWS=${BENCH_ROWS:-10000000}

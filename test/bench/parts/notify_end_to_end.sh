@@ -1,5 +1,7 @@
 # notify_end_to_end: rows and events arriving at 20 listeners, batched or not
 #
+# M4.7: the throughput of events, batched and one at a time.
+#
 # 32 sessions have a row and an event in each transaction, which waits for the
 # disk: as INSERT and NOTIFY, or as one enqueue into a queue that inserts and
 # sends the rows, with a window of 10 ms, durable or not.  What counts is how

@@ -1,6 +1,6 @@
 # settings_upsert_ratio: 1,000 settings as one batch to as many single upserts
 #
-# M3.4: settings (key, value, timestamp) that are written again and again.  One
+# M3.4, M5.10: settings (key, value, timestamp) that are written again and again.  One
 # client in both cases: with a transaction for each setting, or with one that
 # enqueues 1,000 and waits until they are in the table.
 
