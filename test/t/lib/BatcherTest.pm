@@ -401,19 +401,21 @@ sub has_killed
 
 =pod
 
-=item kill_postmaster(node)
+=item kill_postmaster(node [, function])
 
 Kill -9 the postmaster and start the server again.  Its children end by
-themselves, some time later.
+themselves, some time later; those that wait at a debug point do not, so the
+function, called when the postmaster is gone, has to see to them.
 
 =cut
 
 sub kill_postmaster
 {
-	my ($node) = @_;
+	my ($node, $when_gone) = @_;
 	my $end = time() + $timeout;
 
 	$node->kill9;
+	$when_gone->() if $when_gone;
 	while (!$node->start(fail_ok => 1))
 	{
 		die 'the server does not start' if time() > $end;
