@@ -80,6 +80,25 @@ SELECT batch_wait('br', :ticket);
 SELECT breaker_reason, consecutive_failures FROM batcher.status WHERE queue = 'br';
 SELECT rows_flushed, rows_dead FROM batcher.stat_queue WHERE queue = 'br';
 
+-- Rows that memory alone has wait for it to close, too.
+CREATE TABLE br_broken ();
+SELECT batch_create_queue('br memory', 'INSERT INTO br_target (n) SELECT br_apply(payload::int) FROM batch ORDER BY batch_pos',
+    options => '{"flush_interval": "5 ms", "breaker_threshold": 3, "breaker_recovery": "1 h", "breaker_probes": 2, "max_attempts": 1000, "retry_delay": "10 ms", "durable": false}');
+SELECT batch_enqueue('br memory', '201') > 0 AS has_ticket;
+SELECT br_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br memory'$$);
+SELECT batch_enqueue_many('br memory', array(SELECT to_jsonb(n) FROM generate_series(202, 250) n));
+SELECT batch_flush('br memory');
+SELECT pending, breaker_reason, consecutive_failures FROM batcher.status WHERE queue = 'br memory';
+SELECT batches_failed, breaker_opened, rows_dead FROM batcher.stat_queue WHERE queue = 'br memory';
+SELECT batch_alter_queue('br memory', options => '{"breaker_recovery": "100 ms"}');
+SELECT br_until($$SELECT breaker_opened >= 3 FROM batcher.stat_queue WHERE queue = 'br memory'$$);
+SELECT count(*) FROM br_target WHERE n > 200;
+DROP TABLE br_broken;
+SELECT br_until($$SELECT pending = 0 AND breaker_state = 'closed' FROM batcher.status WHERE queue = 'br memory'$$);
+SELECT count(*), count(DISTINCT n), count(DISTINCT batch) >= 3 AS batches FROM br_target WHERE n > 200;
+SELECT rows_flushed, rows_dead FROM batcher.stat_queue WHERE queue = 'br memory';
+SELECT batch_drop_queue('br memory');
+
 -- A statement that cannot work opens it at once, and nothing is charged.
 SELECT batch_alter_queue('br', options => '{"breaker_recovery": "1 h", "max_attempts": 1}');
 ALTER TABLE br_target RENAME n TO m;

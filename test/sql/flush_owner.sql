@@ -88,6 +88,14 @@ SELECT batch_flush('fo');
 SELECT batch_enqueue_many('fo', '{4,2}');
 SELECT fo_why('fo');
 SELECT n FROM fo_deferred ORDER BY n;
+-- For rows that memory alone has, too.
+SELECT batch_alter_queue('fo', '{"durable": false}');
+SELECT batch_enqueue_many('fo', '{5,6}');
+SELECT batch_flush('fo');
+SELECT batch_enqueue_many('fo', '{7,2}');
+SELECT fo_why('fo');
+SELECT n FROM fo_deferred ORDER BY n;
+SELECT batch_alter_queue('fo', '{"durable": null}');
 -- At the end of the statement: a batch may pass through a violation.
 SET ROLE regress_batcher_owner;
 SELECT batch_alter_queue('fo', flush_sql => 'UPDATE fo_deferred SET n = n + payload::int FROM batch');
@@ -194,6 +202,9 @@ SET ROLE regress_batcher_owner;
 SELECT batch_alter_queue('fo', '{"flush_timeout": "50 ms"}', 'SELECT pg_sleep(60) FROM batch');
 RESET ROLE;
 SELECT batch_enqueue('fo', '5') > 0 AS has_ticket;
+SELECT fo_why('fo');
+SELECT batch_alter_queue('fo', '{"durable": false}');
+SELECT batch_enqueue('fo', '6') > 0 AS has_ticket;
 SELECT fo_why('fo');
 
 SELECT batch_drop_queue('fo'), batch_drop_queue('fo settings');
