@@ -17,7 +17,12 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('kill_points', "batcher.flush_interval = '20ms'");
+# one worker, so that it is known which one is meant
+my $node = new_node(
+	'kill_points', q(
+batcher.flush_interval = '20ms'
+batcher.max_workers = 1
+));
 my $collect = collect_statement();
 
 create_checker($node);
@@ -25,6 +30,8 @@ sql(
 	$node, qq(
 SELECT batch_create_queue('waiting', \$\$$collect\$\$);
 SELECT batch_create_queue('served', \$\$$collect\$\$);
+SELECT batch_create_queue('volatile', \$\$$collect\$\$,
+	options => '{"durable": false}');
 SELECT batch_pause('waiting');
 ));
 
@@ -35,7 +42,8 @@ sub add_waiting
 	return;
 }
 
-# An enqueuing session is killed at a point of its commit.
+# An enqueuing session is killed at a point of its commit.  Rows in memory only
+# are lost with the memory, whether it has committed or not.
 foreach my $point ('spool-written', 'pre-commit', 'commit')
 {
 	my $position = log_position($node);
@@ -48,6 +56,7 @@ foreach my $point ('spool-written', 'pre-commit', 'commit')
 SET batcher.debug_points = '$point=kill';
 BEGIN;
 SELECT produce('served', 12, 'k', nextval('batcher.number'));
+SELECT produce('volatile', 12, 'k', nextval('batcher.number'));
 INSERT INTO acknowledged (queue) VALUES ('$point');
 COMMIT;));
 	isnt($rc, 0, "$point: the enqueuer is gone");
@@ -56,8 +65,17 @@ COMMIT;));
 		$committed ? 1 : 0,
 		"$point: the transaction has " . ($committed ? '' : 'not ') . 'committed');
 	sql($node, "DELETE FROM acknowledged WHERE queue = '$point'");
-	wait_drained($node, 'served');
+	is( sql($node, q(
+WITH d AS (DELETE FROM acknowledged a WHERE queue = 'volatile'
+	AND NOT EXISTS (SELECT FROM collected c WHERE c.id = a.id) RETURNING 1)
+SELECT count(*) FROM d)),
+		$committed ? 10 : 0,
+		"$point: so have its rows in memory only");
+	sql($node, q(SELECT produce('volatile', 12, 'k', nextval('batcher.number'))));
+	wait_drained($node, 'served', 'volatile');
 	check_rows($node, "$point: rows of the killed session", "queue = 'served'");
+	check_rows($node, "$point: those in memory only are lost",
+		"queue = 'volatile'");
 }
 
 # An error or a FATAL in its commit: the transaction rolls back, also when its
@@ -72,18 +90,25 @@ SET batcher.debug_points = '$point=$action';
 BEGIN;
 SELECT produce('served', 12, 'k', nextval('batcher.number'));
 SELECT produce('waiting', 12, 'k', nextval('batcher.number'));
+SELECT produce('volatile', 12, 'k', nextval('batcher.number'));
 COMMIT;));
 
 		like($err, qr/batcher debug point "$point"/,
 			"$point: the commit fails with $action");
-		sql($node, q(SELECT produce('served', 12, 'k', nextval('batcher.number'))));
-		wait_drained($node, 'served');
-		check_rows($node, "$point: $action in the commit", "queue = 'served'");
+		foreach my $queue ('served', 'volatile')
+		{
+			sql($node,
+				"SELECT produce('$queue', 12, 'k', nextval('batcher.number'))");
+			wait_drained($node, $queue);
+			check_rows($node, "$point: $action in the commit, $queue",
+				"queue = '$queue'");
+		}
 	}
 }
 is( sql(
 		$node, q(
-SELECT pending_bytes FROM batcher.status WHERE queue = 'served')),
+SELECT sum(pending_bytes) FROM batcher.status
+WHERE queue IN ('served', 'volatile'))),
 	'0',
 	'memory of transactions that failed was given back');
 
@@ -113,61 +138,73 @@ foreach my $point ('claimed', 'statement', 'settle', 'committed', 'notify')
 # back and tried again.
 foreach my $point ('claimed', 'statement', 'settle')
 {
-	my $failed = sql($node, q(
-SELECT batches_failed FROM batcher.stat_queue WHERE queue = 'served'));
+	foreach my $queue ('served', 'volatile')
+	{
+		my $failed = sql(
+			$node, qq(
+SELECT batches_failed FROM batcher.stat_queue WHERE queue = '$queue'));
 
-	wait_worker($node);
-	arm($node, "$point=error");
-	sql($node, q(SELECT produce('served', 10, 'k', nextval('batcher.number'))));
-	wait_sql(
-		$node, qq(
-SELECT batches_failed > $failed FROM batcher.stat_queue WHERE queue = 'served'));
-	is( sql(
-			$node, q(
+		wait_worker($node);
+		arm($node, "$point=error");
+		sql($node, "SELECT produce('$queue', 10, 'k', nextval('batcher.number'))");
+		wait_sql(
+			$node, qq(
+SELECT batches_failed > $failed FROM batcher.stat_queue WHERE queue = '$queue'));
+		is( sql(
+				$node, qq(
 SELECT consecutive_failures > 0, last_error LIKE '%debug point%', retry_at IS NOT NULL, pending
-FROM batcher.status WHERE queue = 'served')),
-		't|t|t|9',
-		"$point: the failure is in the status");
-	disarm($node);
-	wait_drained($node, 'served');
-	check_rows($node, "$point: error in the flush", "queue = 'served'");
-	is( sql(
-			$node, q(
-SELECT consecutive_failures FROM batcher.status WHERE queue = 'served')),
-		'0',
-		"$point: the next flush has passed");
+FROM batcher.status WHERE queue = '$queue')),
+			't|t|t|9',
+			"$point, $queue: the failure is in the status");
+		disarm($node);
+		wait_drained($node, $queue);
+		check_rows($node, "$point, $queue: error in the flush",
+			"queue = '$queue'");
+		is( sql(
+				$node, qq(
+SELECT consecutive_failures FROM batcher.status WHERE queue = '$queue')),
+			'0',
+			"$point, $queue: the next flush has passed");
+	}
 }
 
 # The worker ends with a FATAL, before and right after the commit; the server
 # goes on, and memory holds what the worker knew.
+sql($node, q(SELECT batch_alter_queue('volatile', '{"notify_channel": "c"}')));
 foreach my $point ('claimed', 'statement', 'settle', 'committed', 'notify')
 {
-	my $position;
-	my $pid = wait_worker($node);
+	foreach my $queue ('served', 'volatile')
+	{
+		my $position;
+		my $pid = wait_worker($node);
 
-	# A worker that ends as soon as it has come is started again after a while.
-	wait_sql(
-		$node, qq(
+		# A worker that ends as soon as it has come is started again after a
+		# while.
+		wait_sql(
+			$node, qq(
 SELECT backend_start < clock_timestamp() - interval '1.1 s'
 FROM pg_stat_activity WHERE pid = $pid));
-	arm($node, "$point=fatal");
-	$position = log_position($node);
-	sql($node, q(SELECT produce('served', 10, 'k', nextval('batcher.number'))));
-	$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
-	disarm($node);
-	sql($node, q(SELECT produce('served', 5, 'k', nextval('batcher.number'))));
-	wait_drained($node, 'served');
-	check_rows($node, "$point: the worker ended with a FATAL", "queue = 'served'");
-	isnt(wait_worker($node), $pid, "$point: there is another worker");
-	unlike(slurp_file($node->logfile, $position),
-		qr/reinitializing/, "$point: without a crash");
+		arm($node, "$point=fatal");
+		$position = log_position($node);
+		sql($node, "SELECT produce('$queue', 10, 'k', nextval('batcher.number'))");
+		$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
+		disarm($node);
+		sql($node, "SELECT produce('$queue', 5, 'k', nextval('batcher.number'))");
+		wait_drained($node, $queue);
+		check_rows($node, "$point, $queue: the worker ended with a FATAL",
+			"queue = '$queue'");
+		isnt(wait_worker($node), $pid, "$point, $queue: there is another worker");
+		unlike(slurp_file($node->logfile, $position),
+			qr/reinitializing/, "$point, $queue: without a crash");
+	}
 }
 
 # Ending right after the commit leaves nothing in memory or on disk.
 is( sql(
 		$node, q(
-SELECT pending, pending_bytes, spilled FROM batcher.status WHERE queue = 'served')),
-	'0|0|0',
+SELECT pending, pending_bytes, spilled FROM batcher.status
+WHERE queue IN ('served', 'volatile'))),
+	"0|0|0\n0|0|0",
 	'nothing is left in memory');
 
 # Who waits for a flush is told by the next worker.
