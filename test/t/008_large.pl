@@ -165,72 +165,91 @@ my $rc;
 SELECT batch_enqueue('big', to_jsonb(repeat('x', 7 * 1024 * 1024)));));
 like($err, qr/ERROR:  54000/, 'a row larger than an eighth of the memory is refused');
 
-# Batches that take a part of a transaction, with a crash in between: what was
-# taken is not taken again, and the rest is.
-create_order_queue($node, 'parts', 'parts_flushed',
-	'{"max_batch_size": 7, "max_attempts": 1000, "retry_delay": "50 ms"}');
-sql($node, q(
-SELECT batch_pause('parts');
-SELECT count(batch_enqueue('parts', jsonb_build_object('n', g), 'k' || g % 3))
-FROM generate_series(1, 300) g;));
-is(sql($node, 'SELECT count(*) < 10 FROM batcher.spool'),
-	't', 'the rows are in few tuples');
-arm($node, 'claimed=wait');
-sql($node, q(SELECT batch_resume('parts')));
-for (1 .. 5)
-{
-	wait_point($node, 'claimed');
-	release_point($node, 'claimed');
-}
-wait_point($node, 'claimed');
-disarm($node);
-my $flushed = sql($node, 'SELECT count(*) FROM parts_flushed');
-is($flushed, 5 * 7, 'five batches are flushed');
-is( sql(
-		$node, q(
-SELECT count(*), count(DISTINCT ticket), min((payload->>'n')::int)
-FROM batcher.pending WHERE queue = 'parts')),
-	(300 - $flushed) . '|' . (300 - $flushed) . '|' . ($flushed + 1),
-	'the rest waits');
-kill_process($node, worker_pid($node));
-wait_drained($node, 'parts');
-is(sql($node, 'SELECT count(*), count(DISTINCT n), max(n) FROM parts_flushed'),
-	'300|300|300', 'each row was flushed once');
-is(order_faults($node, 'parts_flushed'), '0', 'in order');
-
-# The same when one row fails in the middle, and without a crash: the later rows
-# of its key wait for it, and no others.
-sql($node, q(
-TRUNCATE parts_flushed;
+# Batches that take a part of a transaction, with a worker that ends in between,
+# with the server if the rows are durable: what was taken is not taken again, and
+# the rest is.
+sql(
+	$node, q(
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	IF NEW.n = 150 THEN
 		RAISE EXCEPTION 'not this one';
 	END IF;
 	RETURN NEW;
-END $$;
-CREATE TRIGGER refuse BEFORE INSERT ON parts_flushed
+END $$));
+foreach my $durable ('true', 'false')
+{
+	my $queue = $durable eq 'true' ? 'parts' : 'parts_volatile';
+	my $target = "${queue}_flushed";
+	my $enqueue = qq(
+SELECT count(batch_enqueue('$queue', jsonb_build_object('n', g), 'k' || g % 3))
+FROM generate_series(1, 300) g;);
+	my $once = "SELECT count(*), count(DISTINCT n), max(n) FROM $target";
+	my ($flushed, $pid);
+
+	create_order_queue($node, $queue, $target,
+		qq({"max_batch_size": 7, "max_attempts": 1000,
+			"retry_delay": "50 ms", "durable": $durable}));
+	sql($node, "SELECT batch_pause('$queue');" . $enqueue);
+	is(sql($node, 'SELECT count(*) < 10 FROM batcher.spool'),
+		't', "$queue: the rows are in few tuples");
+	arm($node, 'claimed=wait');
+	sql($node, "SELECT batch_resume('$queue')");
+	for (1 .. 5)
+	{
+		wait_point($node, 'claimed');
+		release_point($node, 'claimed');
+	}
+	wait_point($node, 'claimed');
+	disarm($node);
+	$flushed = sql($node, "SELECT count(*) FROM $target");
+	is($flushed, 5 * 7, "$queue: five batches are flushed");
+	is( sql(
+			$node, qq(
+SELECT count(*), count(DISTINCT ticket), min((payload->>'n')::int)
+FROM batcher.pending WHERE queue = '$queue')),
+		(300 - $flushed) . '|' . (300 - $flushed) . '|' . ($flushed + 1),
+		"$queue: the rest waits");
+	$pid = worker_pid($node);
+	if ($durable eq 'true')
+	{
+		kill_process($node, $pid);
+	}
+	else
+	{
+		sql($node, "SELECT pg_terminate_backend($pid)");
+		release_point($node, 'claimed');
+		wait_sql($node,
+			"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid");
+	}
+	wait_drained($node, $queue);
+	is(sql($node, $once), '300|300|300', "$queue: each row was flushed once");
+	is(order_faults($node, $target), '0', "$queue: in order");
+
+	# The same when one row fails in the middle, and without an end: the later
+	# rows of its key wait for it, and no others.
+	sql(
+		$node, qq(
+TRUNCATE $target;
+CREATE TRIGGER refuse BEFORE INSERT ON $target
 	FOR EACH ROW EXECUTE FUNCTION refuse();
-SELECT count(batch_enqueue('parts', jsonb_build_object('n', g), 'k' || g % 3))
-FROM generate_series(1, 300) g;));
-wait_sql(
-	$node, q(
-SELECT count(*) = 249 FROM parts_flushed));
-is( sql(
-		$node, q(
+$enqueue));
+	wait_sql($node, "SELECT count(*) = 249 FROM $target");
+	is( sql(
+			$node, qq(
 SELECT min(n), count(*) FROM
 	(SELECT (payload->>'n')::int AS n, key FROM batcher.pending
-	 WHERE queue = 'parts') p WHERE key = 'k0' AND n % 3 = 0)),
-	'150|51', 'the row and the later ones of its key wait');
-wait_sql(
-	$node, q(
+	 WHERE queue = '$queue') p WHERE key = 'k0' AND n % 3 = 0)),
+		'150|51', "$queue: the row and the later ones of its key wait");
+	wait_sql(
+		$node, qq(
 SELECT attempts > 1 FROM batcher.pending
-WHERE queue = 'parts' AND payload->>'n' = '150'));
-sql($node, 'DROP TRIGGER refuse ON parts_flushed');
-wait_drained($node, 'parts');
-is(sql($node, 'SELECT count(*), count(DISTINCT n), max(n) FROM parts_flushed'),
-	'300|300|300', 'and the others after it');
-is(order_faults($node, 'parts_flushed'), '0', 'in order');
+WHERE queue = '$queue' AND payload->>'n' = '150'));
+	sql($node, "DROP TRIGGER refuse ON $target");
+	wait_drained($node, $queue);
+	is(sql($node, $once), '300|300|300', "$queue: and the others after it");
+	is(order_faults($node, $target), '0', "$queue: in order");
+}
 is(sql($node, 'SELECT count(*) FROM batcher.spool'), '0', 'the spool is empty');
 
 $node->stop;

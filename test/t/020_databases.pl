@@ -67,20 +67,27 @@ sub worker_leaves
 		$name);
 }
 
-# The extension, and a queue whose rows go into the table "done".
+# The extension, and queues whose rows go into the table "done"; those of "v" are
+# in memory only.
 my $setup = q{
 CREATE EXTENSION batcher;
 CREATE TABLE done (id int, pid int DEFAULT pg_backend_pid());
 SELECT batch_create_queue('q',
 	'INSERT INTO done SELECT (payload->>''id'')::int FROM batch',
 	options => '{"flush_interval": "10 ms"}');
+SELECT batch_create_queue('v',
+	'INSERT INTO done SELECT (payload->>''id'')::int FROM batch',
+	options => '{"flush_interval": "10 ms", "durable": false}');
 };
 
+# Into both queues, or into one.
 sub enqueue
 {
-	my ($db, $from, $to) = @_;
-	sql($db, "SELECT batch_enqueue('q', jsonb_build_object('id', i))
-			  FROM generate_series($from, $to) i");
+	my ($db, $from, $to, $queue) = @_;
+	my $even = $queue || 'q';
+	my $odd = $queue || 'v';
+	sql($db, "SELECT batch_enqueue(CASE WHEN i % 2 = 0 THEN '$even' ELSE '$odd' END,
+			  jsonb_build_object('id', i)) FROM generate_series($from, $to) i");
 }
 
 # Are exactly the rows 1 to n there, each once?
@@ -108,12 +115,15 @@ END $$;
 SELECT batch_create_queue('slow',
 	'INSERT INTO slow_done SELECT (payload->>''id'')::int * dawdle() FROM batch',
 	options => '{"flush_interval": "10 ms"}');
+SELECT batch_create_queue('slow_v',
+	'INSERT INTO slow_done SELECT (payload->>''id'')::int * dawdle() FROM batch',
+	options => '{"flush_interval": "10 ms", "durable": false}');
 };
 
 sub make_busy
 {
-	my ($db) = @_;
-	sql($db, "SELECT batch_enqueue('slow', '{\"id\": 7}')");
+	my ($db, $queue) = @_;
+	sql($db, "SELECT batch_enqueue('$queue', '{\"id\": 7}')");
 	$node->poll_query_until('postgres',
 		"SELECT count(*) = 1 FROM pg_stat_activity
 		 WHERE backend_type = 'batcher worker' AND datname = '$db'
@@ -220,7 +230,7 @@ worker_leaves('db4', 'the worker leaves after DROP EXTENSION CASCADE');
 sql('db4', "DROP TABLE done;\n$setup");
 enqueue('db4', 1, 5);
 all_done('db4', 5, 'CREATE EXTENSION after DROP EXTENSION');
-is(sql('db4', 'SELECT pending FROM batcher.status'),
+is(sql('db4', 'SELECT sum(pending) FROM batcher.status'),
 	'0', 'rows of the dropped extension are gone');
 
 # In one transaction: another extension of the same name.
@@ -250,9 +260,11 @@ sql('postgres', 'ALTER DATABASE db1 RENAME TO db1a');
 enqueue('db1a', 21, 30);
 sql('postgres', "CREATE TABLESPACE ts LOCATION ''");
 sql('postgres', 'ALTER DATABASE db1a SET TABLESPACE ts');
-enqueue('db1a', 31, 40);
+# what waits in memory only would not be in the copies
+all_done('db1a', 30, 'flushes after RENAME and SET TABLESPACE');
+enqueue('db1a', 31, 40, 'q');
 sql('postgres', 'CREATE DATABASE copy1 TEMPLATE db1a');
-enqueue('db1a', 41, 50);
+enqueue('db1a', 41, 50, 'q');
 sql('postgres',
 	'CREATE DATABASE copy2 TEMPLATE db1a STRATEGY file_copy TABLESPACE ts');
 enqueue('db1a', 51, 60);
@@ -269,19 +281,19 @@ all_done('copy2', 60, 'the copy by files flushes');
 # --- the same, the worker busy --------------------------------------------
 
 sql('db1a', $slow_setup);
-make_busy('db1a');
+make_busy('db1a', 'slow');
 $started = time();
 sql('postgres', 'ALTER DATABASE db1a RENAME TO db1');
 quick_enough('RENAME in a flush');
 end_busy('db1', 'RENAME: the interrupted flush is repeated');
 
-make_busy('db1');
+make_busy('db1', 'slow_v');
 $started = time();
 sql('postgres', 'ALTER DATABASE db1 SET TABLESPACE pg_default');
 quick_enough('SET TABLESPACE in a flush');
 end_busy('db1', 'SET TABLESPACE: the interrupted flush is repeated');
 
-make_busy('db1');
+make_busy('db1', 'slow');
 $started = time();
 sql('postgres', 'CREATE DATABASE copy3 TEMPLATE db1');
 quick_enough('CREATE DATABASE in a flush');
@@ -291,11 +303,11 @@ ok($node->poll_query_until('copy3', 'SELECT count(*) > 0 FROM slow_done'),
 	'the row that was in the flush is flushed in the copy too');
 is(sql('copy3', 'SELECT count(*) FROM slow_done'), '1', 'once');
 
-make_busy('db2') if sql('db2', $slow_setup) || 1;
+make_busy('db2', 'slow_v') if sql('db2', $slow_setup) || 1;
 $started = time();
 sql('postgres', 'DROP DATABASE db2');
 quick_enough('DROP DATABASE in a flush');
-make_busy('copy1') if sql('copy1', $slow_setup) || 1;
+make_busy('copy1', 'slow') if sql('copy1', $slow_setup) || 1;
 $started = time();
 sql('postgres', 'DROP DATABASE copy1 WITH (FORCE)');
 quick_enough('DROP DATABASE WITH (FORCE) in a flush');
@@ -315,7 +327,7 @@ END $$;
 SELECT batch_create_queue('slow', 'SELECT stubborn() FROM batch',
 	options => '{"flush_interval": "10 ms"}');
 });
-make_busy('copy2');
+make_busy('copy2', 'slow');
 $started = time();
 sql('postgres', 'DROP DATABASE copy2');
 quick_enough('DROP DATABASE in a flush that catches its cancel');
@@ -338,7 +350,7 @@ enqueue('db1', $n + 6, $n + 10);
 all_done('db1', $n + 10, 'the worker is back');
 
 # The command waits five seconds for the guest; its backend dies before.
-make_busy('db1');
+make_busy('db1', 'slow_v');
 my $dropper = $node->background_psql('postgres', on_error_stop => 0);
 $dropper->query_until(qr/go/, "\\echo go\nDROP DATABASE db1;\n");
 $node->poll_query_until('postgres',

@@ -68,29 +68,46 @@ sql(
 CREATE TABLE done (id int);
 SELECT batch_create_queue('q',
 	'INSERT INTO done SELECT (payload->>''id'')::int FROM batch');
+SELECT batch_create_queue('volatile',
+	'INSERT INTO done SELECT (payload->>''id'')::int FROM batch',
+	options => '{"durable": false, "flush_interval": "1 h"}');
 SELECT batch_enqueue('q', '{"id": 1}');
 ));
 wait_sql($node, 'SELECT count(*) = 1 FROM done');
 sql(
 	$node, q(
 SELECT batch_alter_queue('q', '{"flush_interval": "1 h"}');
-SELECT batch_pause('q');
+SELECT batch_pause('q'), batch_pause('volatile');
 SELECT batch_enqueue('q', jsonb_build_object('id', i))
 FROM generate_series(2, 10) i;
+SELECT batch_enqueue('volatile', jsonb_build_object('id', i))
+FROM generate_series(101, 105) i;
 ));
 
 # And back, with rows that wait.
+my $saved = $node->data_dir . '/pg_stat/batcher.saved';
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
-$node->restart;
+$node->stop;
+ok(-s $saved, 'rows in memory only are saved by the stop');
+$node->start;
 not_preloaded($_) foreach @calls;
-is(sql($node, 'SELECT queue, paused FROM batcher.queue'), 'q|t',
-	'the definition is there');
+ok(-s $saved, 'the saved file stays unread');
+is(sql($node, 'SELECT queue, paused FROM batcher.queue ORDER BY 1'),
+	"q|t\nvolatile|t", 'the definitions are there');
 ($rc, $out, $err) = try_sql($node, "SELECT batch_resume('q')");
 is($rc, 0, 'what only changes the definition works');
 
+my $position = log_position($node);
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'batcher'");
 $node->restart;
 is(sql($node, "SELECT batch_flush('q')"), '9', 'the rows have waited');
+sql($node, "SELECT batch_resume('volatile')");
+is(sql($node, "SELECT batch_flush('volatile')"), '0',
+	'those in memory only are lost: the server has run without the file');
+like(slurp_file($node->logfile, $position),
+	qr/batcher\.saved" held 5 rows, and does not belong to the last stop/,
+	'the log has the number');
+ok(!-e $saved, 'and the file is gone');
 is(sql($node, 'SELECT count(*), count(DISTINCT id) FROM done'), '10|10',
 	'each is flushed once');
 

@@ -32,10 +32,13 @@ sub db_sql
 
 my $held = q(SELECT string_agg(concat_ws(' ', queue, paused, pause_reason), ', '
 	ORDER BY queue) FROM batcher.queue);
+my $all_held =
+  'empty t restored, paused t restored, q t restored, volatile t restored';
 my $rows = 'SELECT count(*), count(DISTINCT id), min(id), max(id) FROM done';
 
-# Three queues, of which one has no rows; 20 rows wait, and only time lets them
-# wait: 10 in "q", the others in "paused".
+# Queues, of which one has no rows; 20 rows wait, and only time lets them
+# wait: 10 in "q", the others in "paused".  Those of "volatile" are in memory
+# only.
 db_sql('postgres', 'CREATE DATABASE original');
 db_sql(
 	'original', q(
@@ -47,6 +50,11 @@ SELECT batch_create_queue('q',
 SELECT batch_create_queue('paused',
 	$$INSERT INTO done SELECT (payload->>'id')::int FROM batch$$);
 SELECT batch_create_queue('empty', 'DELETE FROM done USING batch');
+CREATE TABLE volatile_done (id int);
+SELECT batch_create_queue('volatile',
+	$$INSERT INTO volatile_done SELECT (payload->>'id')::int FROM batch$$,
+	options => '{"durable": false, "flush_interval": "1 h"}');
+SELECT batch_enqueue_many('volatile', '{"{\"id\": 1}", "{\"id\": 2}"}');
 SELECT batch_pause('paused');
 SELECT batch_enqueue_many('q', array_agg(jsonb_build_object('id', i)))
 FROM generate_series(1, 10) i;
@@ -98,7 +106,7 @@ foreach my $db ('wal_log', 'file_copy', 'of_copy')
 
 	db_sql('postgres', "CREATE DATABASE $db TEMPLATE $template $how{$db}");
 	is(db_sql($db, $held),
-		'empty t restored, paused t restored, q t restored',
+		$all_held,
 		"$db: all queues are held at once");
 	next if $db eq 'wal_log';
 	cmp_ok(
@@ -124,10 +132,12 @@ WHERE backend_type = 'batcher worker' AND datname = '$db'));
 		$n, "$db: its rows wait");
 	is(db_sql($db, 'SELECT count(*) FROM done'), '0', "$db: none was flushed");
 }
-is(db_sql('original', $held), 'empty f, paused t paused, q f',
+is(db_sql('original', $held), 'empty f, paused t paused, q f, volatile f',
 	'the original is as it was');
-is(db_sql('original', 'SELECT batch_flush()'), '10', 'and flushes');
+is(db_sql('original', 'SELECT batch_flush()'), '12', 'and flushes');
 is(db_sql('original', $rows), '10|10|1|10', 'its rows, once');
+is(db_sql('original', 'SELECT array_agg(id ORDER BY id) FROM volatile_done'),
+	'{1,2}', 'those in memory only, too');
 
 # What is changed there meanwhile does not let it go; a queue that is new is
 # not held.
@@ -142,7 +152,8 @@ SELECT batch_enqueue('new', '{"id": 99}');
 ok($node->poll_query_until('of_copy', 'SELECT count(*) = 1 FROM done'),
 	'a new queue of a copy is served');
 is(db_sql('of_copy', $held),
-	'empty t restored, new f, paused t restored, q t restored',
+	'empty t restored, new f, paused t restored, q t restored, '
+	  . 'volatile t restored',
 	'the others are held after ALTER and pause');
 
 # Held and not held survive what does not copy.
@@ -156,9 +167,9 @@ db_sql('renamed', q(SELECT batch_enqueue('q', '{"id": 31}')));
 $node->stop('immediate');
 $node->start;
 is(db_sql('renamed_copy', $held),
-	'empty t restored, paused t restored, q t restored',
+	$all_held,
 	'a copy is held after RENAME and a crash');
-is(db_sql('renamed', $held), 'empty f, paused t paused, q f',
+is(db_sql('renamed', $held), 'empty f, paused t paused, q f, volatile f',
 	'the original is not, after RENAME, SET TABLESPACE and a crash');
 is(db_sql('renamed', 'SELECT batch_flush()'), '1', 'it flushes');
 
@@ -179,12 +190,18 @@ is(db_sql('renamed_copy', 'SELECT count(*) FROM done'),
 	'11', 'the copied rows are flushed, and the new one');
 sql($node, 'ALTER SYSTEM RESET batcher.max_workers; SELECT pg_reload_conf()');
 is(db_sql('renamed_copy', $held),
-	'empty t restored, paused t restored, q f', 'the others are held');
+	'empty t restored, paused t restored, q f, volatile t restored',
+	'the others are held');
 db_sql('renamed_copy', 'SELECT batch_resume()');
 ok( $node->poll_query_until('renamed_copy',
 		'SELECT count(*) = 21 FROM done'),
 	'batch_resume(): all are flushed');
 is(db_sql('renamed_copy', $rows), '21|21|1|21', 'once');
+is(db_sql('renamed_copy', 'SELECT count(*) FROM volatile_done'),
+	'0', 'those in memory only are not in the copy');
+db_sql('renamed_copy', q(SELECT batch_enqueue('volatile', '{"id": 3}')));
+is(db_sql('renamed_copy', q(SELECT batch_flush('volatile'))),
+	'1', 'where others are flushed');
 is(db_sql('wal_log', q(SELECT batch_purge('q'))),
 	'10', 'or they are thrown away');
 db_sql('wal_log', 'SELECT batch_resume()');
@@ -196,9 +213,10 @@ is(db_sql('wal_log', $rows), '10|10|11|20', 'once');
 # that was copied is not.
 db_sql('postgres', 'CREATE DATABASE again TEMPLATE renamed_copy');
 is(db_sql('again', $held),
-	'empty t restored, paused t restored, q t restored',
+	$all_held,
 	'a copy of a resumed copy is held');
-is(db_sql('renamed_copy', $held), 'empty f, paused f, q f', 'its original is not');
+is(db_sql('renamed_copy', $held),
+	'empty f, paused f, q f, volatile f', 'its original is not');
 
 $node->stop;
 done_testing();

@@ -150,33 +150,39 @@ WHERE backend_type = '$who' AND wait_event_type = 'Lock'));
 	return;
 }
 
-# --- lock timeout ---
-
-create_queue('lock_timeout', 'apply_hastily');
-$other->query_safe('BEGIN; UPDATE account SET n = n WHERE id = 3');
-enqueue('lock_timeout');
-wait_failed('lock_timeout', 'canceling statement due to lock timeout');
-$other->query_safe('COMMIT');
-check_done('lock_timeout');
-
-# --- flush_timeout ---
-
-create_queue('flush_timeout', 'apply', flush_timeout => '"50 ms"');
-$other->query_safe('BEGIN; UPDATE account SET n = n WHERE id = 3');
-enqueue('flush_timeout');
-wait_failed('flush_timeout', 'canceling statement due to statement timeout');
-$other->query_safe('COMMIT');
-check_done('flush_timeout');
-
-# --- deadlock: the flush has 1 and wants 3, the other has 3 and wants 1 ---
-
 # A gate in the way of the flush: it finds the deadlock, when it comes to 3.
 my $gate = $node->background_psql('postgres');
 
 foreach my $durable ('true', 'false')
 {
-	my $queue = "deadlock, durable $durable";
+	my $kind = $durable eq 'true' ? 'durable' : 'volatile';
+	my $queue;
 
+	# --- lock timeout ---
+
+	$queue = "lock_timeout, $kind";
+	create_queue($queue, 'apply_hastily', durable => $durable);
+	$other->query_safe('BEGIN; UPDATE account SET n = n WHERE id = 3');
+	enqueue($queue);
+	wait_failed($queue, 'canceling statement due to lock timeout');
+	$other->query_safe('COMMIT');
+	check_done($queue);
+
+	# --- flush_timeout ---
+
+	$queue = "flush_timeout, $kind";
+	create_queue($queue, 'apply',
+		durable => $durable,
+		flush_timeout => '"50 ms"');
+	$other->query_safe('BEGIN; UPDATE account SET n = n WHERE id = 3');
+	enqueue($queue);
+	wait_failed($queue, 'canceling statement due to statement timeout');
+	$other->query_safe('COMMIT');
+	check_done($queue);
+
+	# --- deadlock: the flush has 1 and wants 3, the other has 3 and wants 1 ---
+
+	$queue = "deadlock, $kind";
 	create_queue($queue, 'apply', durable => $durable);
 	$other->query_safe('BEGIN; UPDATE account SET n = n WHERE id = 3');
 	$gate->query_safe('BEGIN; UPDATE account SET n = n WHERE id = 2');
@@ -189,33 +195,36 @@ foreach my $durable ('true', 'false')
 	wait_failed($queue, 'deadlock detected');
 	$other->query_safe('COMMIT');
 	check_done($queue);
+
+	# --- serialization failure ---
+
+	$queue = "serialization, $kind";
+	create_queue($queue, 'apply', durable => $durable);
+	$other->query_safe('BEGIN; UPDATE account SET id = 103 WHERE id = 3');
+	enqueue($queue);
+	wait_for_lock('batcher worker');
+	$other->query_safe('COMMIT');
+	wait_failed($queue,
+		'tuple to be locked was already moved to another partition%');
+	sql($node, 'UPDATE account SET id = 3 WHERE id = 103');
+	check_done($queue);
+
+	# --- no room for another lock ---
+
+	$queue = "locks, $kind";
+	create_queue($queue, 'apply_with_locks', durable => $durable);
+	$other->query(
+		'SELECT count(pg_advisory_lock(g)) FROM generate_series(1, 500000) g');
+	like($other->{stderr}, qr/out of shared memory/, 'a session has all locks');
+	$other->{stderr} = '';
+	$other->query_safe(
+		'SELECT count(pg_advisory_unlock(g)) FROM generate_series(1, 30) g');
+	enqueue($queue);
+	wait_failed($queue, 'out of shared memory');
+	$other->query_safe('SELECT pg_advisory_unlock_all()');
+	check_done($queue);
 }
 $gate->quit;
-
-# --- serialization failure ---
-
-create_queue('serialization', 'apply');
-$other->query_safe('BEGIN; UPDATE account SET id = 103 WHERE id = 3');
-enqueue('serialization');
-wait_for_lock('batcher worker');
-$other->query_safe('COMMIT');
-wait_failed('serialization',
-	'tuple to be locked was already moved to another partition%');
-sql($node, 'UPDATE account SET id = 3 WHERE id = 103');
-check_done('serialization');
-
-# --- no room for another lock ---
-
-create_queue('locks', 'apply_with_locks');
-$other->query('SELECT count(pg_advisory_lock(g)) FROM generate_series(1, 500000) g');
-like($other->{stderr}, qr/out of shared memory/, 'a session has all locks');
-$other->{stderr} = '';
-$other->query_safe(
-	'SELECT count(pg_advisory_unlock(g)) FROM generate_series(1, 30) g');
-enqueue('locks');
-wait_failed('locks', 'out of shared memory');
-$other->query_safe('SELECT pg_advisory_unlock_all()');
-check_done('locks');
 
 $other->quit;
 is(sql($node, 'SELECT count(*) FROM batcher.spool'), '0', 'the spool is empty');
