@@ -372,7 +372,7 @@ batcher_message_keep(void)
 
 /*
  * Messages of a queue are lost, on this channel, or on those that nobody knows
- * (NULL): the count begins anew, so that whoever listens can tell.  The caller
+ * (NULL): another epoch begins, so that whoever listens can tell.  The caller
  * has locked the sender, if he could, so that nobody else sends before with a
  * number that looks as if there was none.
  */

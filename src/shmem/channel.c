@@ -187,7 +187,7 @@ batcher_shmem_channel_write(BatcherDatabaseKey db, const char *name,
 
 /*
  * Messages of a channel, or of nobody knows which if 'name' is NULL, are lost:
- * the count begins anew, so that whoever listens can tell.
+ * another epoch begins, so that whoever listens can tell.
  */
 void
 batcher_shmem_channel_renew(BatcherDatabaseKey db, const char *name)
