@@ -266,7 +266,8 @@ extern uint64 batcher_spool_tuple_home(HeapTuple tuple, TupleDesc desc);
 extern int32 batcher_spool_queue_id(HeapTuple tuple, TupleDesc desc);
 extern void batcher_spool_entry(HeapTuple tuple, TupleDesc desc,
 								BatcherSpoolEntry *entry);
-extern BatcherChunk *batcher_spool_read(Relation spool, HeapTuple tuple);
+extern BatcherChunk *batcher_spool_read(Relation spool, HeapTuple tuple,
+										const char **why);
 extern uint64 batcher_spool_last_number(HeapTuple tuple, TupleDesc desc);
 extern bool batcher_spool_has_ticket(HeapTuple tuple, TupleDesc desc,
 									 uint64 ticket);

@@ -203,8 +203,9 @@ batcher_spool_delete(Relation spool, ItemPointer tid, uint64 number,
 					   true, &failure, false) == TM_Ok;
 }
 
-/* The tuple that is being read; queue_id 0: none. */
+/* The tuple that is being read, if one is. */
 static BatcherSpoolEntry reading;
+static bool is_reading = false;
 
 /*
  * The tuple that could not be read, if the error that was just caught was
@@ -213,7 +214,7 @@ static BatcherSpoolEntry reading;
 const BatcherSpoolEntry *
 batcher_spool_unreadable(void)
 {
-	return reading.queue_id != 0 ? &reading : NULL;
+	return is_reading ? &reading : NULL;
 }
 
 /* Say which tuple is being read. */
@@ -225,17 +226,18 @@ begin_reading(Relation spool, HeapTuple tuple)
 	reading.number = batcher_spool_number(tuple, desc);
 	reading.tid = tuple->t_self;
 	reading.queue_id = batcher_spool_queue_id(tuple, desc);
+	is_reading = true;
 }
 
 static void
 end_reading(void)
 {
-	reading.queue_id = 0;
+	is_reading = false;
 }
 
 /*
  * The tuple of chunk 'number' at 'tid' as batcher_spool_read gives it; NULL if
- * 'snapshot' does not see it there.
+ * 'snapshot' does not see it there.  An ERROR (XX001) if it cannot be read.
  */
 BatcherChunk *
 batcher_spool_fetch(Relation spool, Snapshot snapshot, ItemPointer tid,
@@ -244,6 +246,7 @@ batcher_spool_fetch(Relation spool, Snapshot snapshot, ItemPointer tid,
 	HeapTupleData tuple;
 	Buffer		buffer;
 	BatcherChunk *chunk = NULL;
+	const char *why;
 
 	end_reading();				/* an error may have left it */
 	tuple.t_self = *tid;
@@ -252,7 +255,11 @@ batcher_spool_fetch(Relation spool, Snapshot snapshot, ItemPointer tid,
 		if (batcher_spool_number(&tuple, RelationGetDescr(spool)) == number)
 		{
 			begin_reading(spool, &tuple);
-			chunk = batcher_spool_read(spool, &tuple);
+			chunk = batcher_spool_read(spool, &tuple, &why);
+			if (chunk == NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg_internal("%s", why)));
 			end_reading();
 		}
 		ReleaseBuffer(buffer);

@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "base/clock.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
@@ -244,19 +245,16 @@ tuple_lane(HeapTuple tuple, TupleDesc desc)
 	return DatumGetInt32(heap_getattr(tuple, COL_LANE, desc, &isnull));
 }
 
-/* The elements of an array of 'n' rows' parts. */
-static void
-read_array(Datum value, int p, int n, Datum **elements, bool **nulls)
+/* The elements of an array of rows' parts; returns how many there are. */
+static int
+read_array(Datum value, int p, Datum **elements, bool **nulls)
 {
-	int			found;
+	int			n;
 
 	deconstruct_array(DatumGetArrayTypeP(value), row_part[p].type,
 					  row_part[p].len, row_part[p].byval, row_part[p].align,
-					  elements, nulls, &found);
-	if (found != n)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a tuple of the spool has arrays of different lengths")));
+					  elements, nulls, &n);
+	return n;
 }
 
 /* How many rows a tuple has: one, or as many as its array of tickets. */
@@ -299,7 +297,8 @@ read_part(int p, Datum value, BatcherRowParts *row)
 			row->priority = DatumGetInt32(value);
 			break;
 		case PART_ATTEMPTS:
-			row->attempts = DatumGetInt32(value);
+			/* a chunk counts 16 bits of them */
+			row->attempts = Min(Max(DatumGetInt32(value), 0), PG_UINT16_MAX);
 			break;
 		case PART_IMMEDIATE:
 			row->immediate = DatumGetBool(value);
@@ -310,9 +309,11 @@ read_part(int p, Datum value, BatcherRowParts *row)
 	}
 }
 
-/* The 'n' rows of a tuple with these columns. */
+/*
+ * The 'n' rows of a tuple with these columns; NULL, and why, if they are none.
+ */
 static BatcherRowParts *
-read_rows(Datum *values, bool *nulls, int n)
+read_rows(Datum *values, bool *nulls, int n, const char **why)
 {
 	BatcherRowParts *rows = palloc0(n * sizeof(BatcherRowParts));
 	bool		many = !nulls[COL_TICKETS];
@@ -327,8 +328,11 @@ read_rows(Datum *values, bool *nulls, int n)
 
 		if (nulls[col])
 			continue;
-		if (many)
-			read_array(values[col], p, n, &elements, &missing);
+		if (many && read_array(values[col], p, &elements, &missing) != n)
+		{
+			*why = "a tuple of the spool has arrays of different lengths";
+			return NULL;
+		}
 		for (i = 0; i < n; i++)
 		{
 			if (!missing[i])
@@ -338,39 +342,25 @@ read_rows(Datum *values, bool *nulls, int n)
 	for (i = 0; i < n; i++)
 	{
 		if (rows[i].ticket == 0 || rows[i].payload == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("a tuple of the spool has a row without ticket or payload")));
+		{
+			*why = "a tuple of the spool has a row without ticket or payload";
+			return NULL;
+		}
 	}
 	return rows;
 }
 
-/*
- * A tuple of the spool as a private chunk of the current context, with its
- * rows ready to be flushed.  An ERROR (XX001) if it cannot be read.
- */
-BatcherChunk *
-batcher_spool_read(Relation spool, HeapTuple tuple)
+/* A private chunk of the current context with 'n' rows; NULL, and why. */
+static BatcherChunk *
+make_chunk(BatcherRowParts *rows, int n, const char **why)
 {
-	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
-	BatcherRowParts *rows;
 	BatcherChunk *chunk;
 	BatcherRow *last = NULL;
 	Size		size = 0;
-	int			n;
 	int			i;
 
-	n = count_rows(tuple, RelationGetDescr(spool));
-	if (n < 1 || n > PG_UINT16_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a tuple of the spool has %d rows", n)));
-	heap_deform_tuple(tuple, RelationGetDescr(spool), values + 1, nulls + 1);
-	rows = read_rows(values, nulls, n);
 	for (i = 0; i < n; i++)
 		size += batcher_row_size(&rows[i]);
-
 	chunk = batcher_chunk_new(size, true);
 	chunk->flags |= BATCHER_CHUNK_SPILLED | BATCHER_CHUNK_DURABLE;
 	for (i = 0; i < n; i++)
@@ -378,13 +368,54 @@ batcher_spool_read(Relation spool, HeapTuple tuple)
 		last = batcher_chunk_add(chunk, last, &rows[i],
 								 batcher_row_size(&rows[i]));
 		if (last == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("a tuple of the spool has tickets out of order")));
+		{
+			*why = "a tuple of the spool has tickets out of order";
+			return NULL;
+		}
 	}
+	return chunk;
+}
+
+/*
+ * When the rows of a tuple count as committed: from then on they wait.  What a
+ * restore brings may say anything; of a time that cannot be true, it is now.
+ */
+static TimestampTz
+time_committed(TimestampTz enqueued_at)
+{
+	TimestampTz now = batcher_clock_now();
+
+	return enqueued_at > 0 && enqueued_at < now ? enqueued_at : now;
+}
+
+/*
+ * A tuple of the spool as a private chunk of the current context, with its
+ * rows ready to be flushed.  NULL, and why, if it is none that could be
+ * written here: a restore brings what it likes.  An ERROR if it is damaged.
+ */
+BatcherChunk *
+batcher_spool_read(Relation spool, HeapTuple tuple, const char **why)
+{
+	Datum		values[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	bool		nulls[NUM_COLS + BATCHER_MORE_COLUMNS + 1];
+	BatcherRowParts *rows;
+	BatcherChunk *chunk;
+	int			n;
+
+	n = count_rows(tuple, RelationGetDescr(spool));
+	if (n < 1 || n > PG_UINT16_MAX)
+	{
+		*why = psprintf("a tuple of the spool has %d rows", n);
+		return NULL;
+	}
+	heap_deform_tuple(tuple, RelationGetDescr(spool), values + 1, nulls + 1);
+	rows = read_rows(values, nulls, n, why);
+	chunk = rows ? make_chunk(rows, n, why) : NULL;
+	if (chunk == NULL)
+		return NULL;
 	chunk->number = DatumGetInt64(values[COL_NUMBER]);
 	chunk->enqueued_at = DatumGetTimestampTz(values[COL_ENQUEUED_AT]);
-	chunk->committed_at = chunk->enqueued_at;
+	chunk->committed_at = time_committed(chunk->enqueued_at);
 	chunk->enqueued_by = DatumGetObjectId(values[COL_ENQUEUER]);
 	chunk->tid = tuple->t_self;
 	batcher_private_chunk(chunk)->home = DatumGetInt64(values[COL_HOME]);
@@ -408,19 +439,15 @@ batcher_spool_entry(HeapTuple tuple, TupleDesc desc, BatcherSpoolEntry *entry)
 	entry->tid = tuple->t_self;
 }
 
-/* The tickets of a tuple; returns how many rows it has. */
+/* The tickets of a tuple, whether it can be read or not; returns how many. */
 static int
 read_tickets(HeapTuple tuple, TupleDesc desc, Datum **tickets, bool **missing)
 {
-	int			n = count_rows(tuple, desc);
 	bool		isnull;
 	Datum		value = heap_getattr(tuple, COL_TICKETS, desc, &isnull);
 
 	if (!isnull)
-	{
-		read_array(value, PART_TICKET, n, tickets, missing);
-		return n;
-	}
+		return read_array(value, PART_TICKET, tickets, missing);
 	*tickets = palloc_object(Datum);
 	*missing = palloc_object(bool);
 	**tickets = heap_getattr(tuple, COL_TICKET, desc, *missing);

@@ -20,8 +20,9 @@
  * by then, neither the chunks nor the entry go as long as it is held.
  * Dropping the extension waits for us, because we hold the spool.
  *
- * Errors: 55000 if the library is not preloaded, XX001 if a tuple of the spool
- * cannot be read.  Client backends.
+ * A tuple of the spool that cannot be read, as a restore may bring it, hides no
+ * other: there is a warning about it.  Errors: 55000 if the library is not
+ * preloaded.  Client backends.
  */
 #include "postgres.h"
 
@@ -143,6 +144,7 @@ visit_tuple(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 	BatcherQueueDef *def = find_queue(scan, entry->queue_id);
 	TransactionId xmin;
 	BatcherChunk *chunk;
+	const char *why;
 	MemoryContext old;
 
 	if (def == NULL)
@@ -157,8 +159,17 @@ visit_tuple(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 		return;
 
 	old = MemoryContextSwitchTo(scan->cxt);
-	chunk = batcher_spool_read(scan->spool, tuple);
-	put_chunk(scan, def, chunk, batcher_spool_enqueuer(chunk));
+	chunk = batcher_spool_read(scan->spool, tuple, &why);
+	if (chunk)
+		put_chunk(scan, def, chunk, batcher_spool_enqueuer(chunk));
+	else
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg_internal("%s", why),
+				 errdetail("It is at (%u,%u) of the table batcher.spool, and becomes a dead letter of queue \"%s\" when that is flushed.",
+						   ItemPointerGetBlockNumber(&entry->tid),
+						   ItemPointerGetOffsetNumber(&entry->tid),
+						   def->name)));
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(scan->cxt);
 }

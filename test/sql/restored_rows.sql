@@ -1,0 +1,97 @@
+-- Tuples that a restore may bring into the spool, whatever they hold: a worker
+-- reads what can be read, and of the rest makes dead letters.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS batcher;
+RESET client_min_messages;
+
+CREATE TABLE rr_target (n int, key text, priority int, attempts int);
+CREATE FUNCTION rr_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+BEGIN
+    FOR i IN 1..3000 LOOP
+        EXECUTE query INTO done;
+        IF done THEN
+            RETURN true;
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RETURN false;
+END $$;
+SELECT batch_create_queue('rr',
+    'INSERT INTO rr_target (n, key, priority, attempts)
+     SELECT payload::int, batch_key, batch_priority, batch_attempts FROM batch ORDER BY batch_pos',
+    options => '{"flush_interval": "20 ms", "max_batch_size": 20000}');
+-- What every tuple has to have, for a queue.
+CREATE FUNCTION rr_fixed(at bigint) RETURNS batcher.spool LANGUAGE sql AS $$
+    SELECT jsonb_populate_record(NULL::batcher.spool, jsonb_build_object('number', at, 'home', 7, 'enqueued_at', now(),
+        'queue_id', (SELECT id FROM batcher.queue_definition WHERE name = 'rr'), 'lane', 0, 'enqueuer', 10, 'enqueued_by', 'somebody'))
+$$;
+-- A tuple with these columns, at a number.
+CREATE FUNCTION rr_restore(at bigint, more jsonb) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO batcher.spool SELECT (jsonb_populate_record(rr_fixed(at), more)).*
+$$;
+
+-- Those that cannot be read.
+BEGIN;
+SELECT rr_restore(100, '{}');
+SELECT rr_restore(110, '{"ticket": 111}');
+SELECT rr_restore(120, '{"payload": 1}');
+SELECT rr_restore(130, '{"ticket": 0, "payload": 1}');
+SELECT rr_restore(140, '{"tickets": [], "payloads": []}');
+SELECT rr_restore(150, '{"tickets": [151, 152], "payloads": [1]}');
+SELECT rr_restore(160, '{"tickets": [161], "payloads": [1], "keys": []}');
+SELECT rr_restore(170, '{"tickets": [171, null], "payloads": [1, 2]}');
+SELECT rr_restore(180, '{"tickets": [181, 182]}');
+SELECT rr_restore(190, '{"tickets": [192, 191], "payloads": [1, 2]}');
+SELECT rr_restore(200, '{"tickets": [201, 8589934592], "payloads": [1, 2]}');
+SELECT rr_restore(210, '{"tickets": [[211, 212], [213, 214]], "payloads": [1, 2, 3, 4]}');
+SELECT rr_restore(220, jsonb_build_object('tickets', array_agg(i), 'payloads', array_agg(i))) FROM generate_series(221, 221 + 65535) i;
+-- Odd ones that can.
+SELECT rr_restore(70000, '{"ticket": 70001, "payload": 1, "lane": 1000000000, "enqueued_at": "-infinity"}');
+SELECT rr_restore(70010, '{"ticket": 70011, "payload": 2, "lane": -1, "home": -70010, "enqueued_at": "infinity"}');
+SELECT rr_restore(70020, '{"ticket": 70021, "payload": 3, "lane": -2147483648, "home": -9223372036854775808, "enqueued_at": "4713-01-01 BC"}');
+SELECT rr_restore(70030, '{"tickets": [70031, 70032], "payloads": [4, 5], "keys": [null, "k"], "enqueued_at": "2999-01-01"}');
+SELECT rr_restore(70040, '{"tickets": "[-5:-4]={70041,70042}", "payloads": "[0:1]={6,7}", "priorities": "[3:4]={-2147483648,NULL}"}');
+SELECT rr_restore(70050, '{"ticket": 70051, "payload": 8, "attempts": 2147483647}');
+SELECT rr_restore(70060, '{"ticket": 70061, "payload": 9, "attempts": -5}');
+-- Of a queue that is not there.
+SELECT rr_restore(140000, '{"ticket": 140001, "payload": 1, "queue_id": -1}');
+COMMIT;
+
+-- They hide nothing, and nobody who looks for a ticket stumbles over them.
+SELECT paused, pause_reason FROM batcher.queue;
+SET client_min_messages = error;
+SELECT count(*), min(ticket), max(ticket) FROM batcher.pending;
+RESET client_min_messages;
+SELECT batch_wait('rr', 214, '0'), batch_wait('rr', 139999, '0');
+SELECT rr_restore(140010, '{"number": -1}');
+SELECT rr_restore(140010, '{"ticket": 9223372036854775807, "payload": 1}');
+
+-- The others are flushed, in their time, whatever they say of that.
+SELECT batch_resume();
+SELECT rr_until($$SELECT count(*) = 9 FROM rr_target$$);
+SELECT n, key, priority, attempts FROM rr_target ORDER BY n;
+-- As many as a tuple may have.
+SELECT rr_restore(70070, jsonb_build_object('tickets', array_agg(70000 + i), 'payloads', array_agg(i))) FROM generate_series(71, 71 + 65534) i;
+SELECT batch_resume();
+SELECT rr_until($$SELECT count(*) = 65544 FROM rr_target$$);
+SELECT count(*), count(DISTINCT n), min(n), max(n) FROM rr_target WHERE n >= 71;
+SELECT rr_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
+SELECT ticket, payload, sqlstate, message, attempts FROM batcher.dead_letter ORDER BY ticket;
+SELECT number, queue_id FROM batcher.spool;
+DELETE FROM batcher.spool;
+
+-- Not even the queue of number 0 waits for such a tuple.
+INSERT INTO batcher.queue_definition (id, name, owner, owner_name, search_path, options, paused, database, created_at)
+    VALUES (0, 'rr zero', 0, current_user, 'public', '[]', false, 0, now());
+SELECT rr_restore(200000, '{"queue_id": 0}');
+\set VERBOSITY terse
+SELECT count(*) FROM batcher.pending;
+\set VERBOSITY default
+SELECT batch_resume('rr zero');
+SELECT rr_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE queue = 'rr zero'$$);
+
+SELECT batch_drop_queue('rr', true), batch_drop_queue('rr zero');
+DROP FUNCTION rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint);
+DROP TABLE rr_target;
