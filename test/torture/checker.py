@@ -9,6 +9,12 @@ reordered   a row was flushed before one of its key that came earlier
 torn        of a transaction whose fate its client does not know, some rows
             are there and others are not
 
+A row is there too if a later one of its key is, where the queue keeps the last
+only: so the last one must be there itself.  Where rows are summed up, the sum
+of each key must be that of the rows that were committed.  Of the queue that is
+announced only each row must have been told to a listener who was connected
+when its transaction began and is so still; and to none twice in an epoch.
+
 A row must be there if its COMMIT was acknowledged, or if its transaction has
 left its name in the table "witness".  Rows of queues that are not durable
 must be there if the server has not crashed since their transaction began;
@@ -23,24 +29,54 @@ import collections
 import time
 
 from journal import ABORTED, ACKNOWLEDGED, UNKNOWN, Reader
+from listener import MARK
 from producer import is_poison
+from server import wait_for
 from workload import QUEUES, has_dead_letters
 
 SHOWN = 20                  # findings of a kind that are written one by one
 
 
+class Told:
+    """What a listener was told of the queue that is announced only."""
+
+    def __init__(self, path):
+        self.reader = Reader(path)
+        self.connected_at = 0.0
+        self.since = set()              # ids, on this connection
+        self.of_epoch = collections.defaultdict(set)
+        self.new = []                   # (epoch, id) not yet looked at
+        self.mark = 0
+
+    def read(self):
+        for line in self.reader.read():
+            if 'connected' in line:
+                self.connected_at = line['at']
+                self.since = set()
+            elif 'mark' in line:
+                self.mark = line['mark']
+            else:
+                self.since.update(line['told'])
+                self.new += [(line['epoch'], row) for row in line['told']]
+
+
 class Checker:
-    def __init__(self, journals, findings):
+    def __init__(self, journals, told, findings):
         self.readers = [Reader(path) for path in journals]
+        self.told = [Told(path) for path in told]
+        self.mark = 0
+        self.heralds = set()            # ids that may be told
         self.findings = findings
         self.seen = set()               # ids that were flushed or died
         self.retried = {}               # dead letters that were let go and
-                                        # have not come: their queues
+                                        # have not come: (queue, key, n)
         self.let_go = set()             # all that were let go
         self.pos = dict.fromkeys(QUEUES, 0)
         self.witness_pos = 0
         self.last_n = {}                # of (queue, key)
-        self.tally = collections.Counter()
+        self.newest = {}                # of (queue, key), also dead letters
+        self.sums = {q.name: collections.Counter()
+                     for q in QUEUES.values() if q.has_sums}
         self.fate = {}                  # of ids that must not be there: why
         self.counts = collections.Counter()
         self.shown = collections.Counter()      # findings of this check
@@ -68,7 +104,9 @@ class Checker:
             if t['end'] != ABORTED:
                 self.check_transaction(name, t, no_crash_since)
         self.check_order(arrivals, again)
-        self.check_tally(conn, transactions, dead)
+        for queue in self.sums:
+            self.check_sums(conn, queue, transactions, dead)
+        self.check_told(conn, transactions, dead)
         self.retried.clear()
         if dead:
             self.settle_dead(conn, dead)
@@ -95,6 +133,9 @@ class Checker:
         transactions = {}
         for reader in self.readers:
             for line in reader.read():
+                if 'said' in line:
+                    self.counts[f"waited_{line['said']}"] += 1
+                    continue
                 if 'rows' in line:
                     transactions[line['t']] = line
                     for row in line['gone']:
@@ -133,12 +174,14 @@ class Checker:
         return arrivals
 
     def read_dead(self, conn):
-        """[(queue, ticket, id, key, n), ...]"""
+        """[(queue, ticket, id, key, n), ...], n of all that has become one"""
         if not has_dead_letters(conn):
             return []
         return conn.execute(
             "SELECT queue, ticket, (payload->>'id')::bigint, key,"
-            " (payload->>'n')::bigint FROM batcher.dead_letter").fetchall()
+            " coalesce((SELECT sum(value::bigint)::bigint"
+            " FROM jsonb_each_text(payload->'parts')),"
+            " (payload->>'n')::bigint) FROM batcher.dead_letter").fetchall()
 
     # Checking.
 
@@ -159,6 +202,10 @@ class Checker:
                 may_come.update(ids)
             else:
                 self.fate.update(dict.fromkeys(ids, 'that was rolled back'))
+        self.newest = dict(self.last_n)
+        for queue, rows in arrivals.items():
+            self.note_newest((queue, key, n) for _, _, key, n in rows)
+        self.note_newest((queue, key, n) for queue, _, _, key, n in dead)
         again = set()
         for row, where in there:
             if row in self.retried:
@@ -170,18 +217,31 @@ class Checker:
                 self.find('phantom', f'row {row},'
                           f' {self.fate.get(row, "of nobody")}: {where}')
             self.seen.add(row)
-        for row, queue in self.retried.items():
+        for row, (queue, key, n) in self.retried.items():
             q = QUEUES[queue]
-            if q.has_target and q.durable and not q.purged:
+            if q.has_target and q.durable and not q.purged \
+                    and not self.is_superseded(queue, key, n):
                 self.find('lost', f'row {row} of queue "{queue}", a dead'
                           ' letter that was let go')
         return again
+
+    def note_newest(self, rows):
+        """The last of each key that is there, flushed or dead."""
+        for queue, key, n in rows:
+            if QUEUES[queue].supersedes and key is not None:
+                self.newest[queue, key] = max(
+                    n, self.newest.get((queue, key), 0))
+
+    def is_superseded(self, queue, key, n):
+        """Whether a later row may stand for this one."""
+        return QUEUES[queue].supersedes and key is not None \
+            and n < self.newest.get((queue, key), 0)
 
     def check_transaction(self, name, t, no_crash_since):
         """Is what must be there of one that may have committed?"""
         present = 0
         missing = []
-        for queue, row, _, _ in t['rows']:
+        for queue, row, key, n in t['rows']:
             q = QUEUES[queue]
             if not q.has_target or q.purged:
                 continue
@@ -190,6 +250,8 @@ class Checker:
             if row in self.seen or row in self.waiting:
                 present += q.durable
                 self.counts['kept_in_memory'] += must and not q.durable
+            elif self.is_superseded(queue, key, n):
+                self.counts['superseded'] += 1
             elif must:
                 missing.append(f'row {row} of queue "{queue}"')
             else:
@@ -213,25 +275,67 @@ class Checker:
                               f' after {before}')
                 self.last_n[queue, key] = max(n, before)
 
-    def check_tally(self, conn, transactions, dead):
+    def check_sums(self, conn, queue, transactions, dead):
         """The sums say which rows there must have been, not which are."""
+        sums = self.sums[queue]
         for t in transactions.values():
             if t['end'] == ACKNOWLEDGED:
-                for queue, _, key, n in t['rows']:
-                    if queue == 'tally':
-                        self.tally[key] += n
-        for queue, _, _, key, n in dead:
-            if queue == 'tally':
-                self.tally[key] -= n
+                for name, _, key, n in t['rows']:
+                    if name == queue:
+                        sums[key] += n
+        for name, _, _, key, n in dead:
+            if name == queue:
+                sums[key] -= n
         there = collections.Counter(dict(conn.execute(
-            'SELECT key, total FROM torture.tally')))
-        for key in self.tally | there:
-            differ = there[key] - self.tally[key]
+            f'SELECT key, total FROM torture.{queue}')))
+        for key in sums | there:
+            differ = there[key] - sums[key]
             if differ:
                 self.find('duplicated' if differ > 0 else 'lost',
-                          f'the sum of key {key} is {there[key]}, it should'
-                          f' be {self.tally[key]}')
-        self.tally = there
+                          f'the sum of key {key} of queue "{queue}" is'
+                          f' {there[key]}, it should be {sums[key]}')
+        self.sums[queue] = there
+
+    def hear_listeners(self, conn):
+        """Wait until the listeners have heard everything."""
+        self.mark += 1
+
+        def all_heard():
+            conn.execute('SELECT pg_notify(%s, %s)', (MARK, str(self.mark)))
+            for told in self.told:
+                told.read()
+            return all(told.mark == self.mark for told in self.told)
+        # who loses its connection now hears it on the next one
+        wait_for('a listener hears nothing', all_heard, pause=0.1)
+
+    def check_told(self, conn, transactions, dead):
+        self.hear_listeners(conn)
+        rows = [(row, t) for t in transactions.values() if t['end'] != ABORTED
+                for queue, row, _, _ in t['rows'] if queue == 'herald']
+        self.heralds.update(row for row, _ in rows)
+        excused = {row for queue, _, row, _, _ in dead} | self.waiting
+        for told in self.told:
+            for epoch, row in told.new:
+                if row not in self.heralds:
+                    self.find('phantom', f'row {row},'
+                              f' {self.fate.get(row, "of nobody")}: a listener'
+                              ' was told of it')
+                elif row in told.of_epoch[epoch]:
+                    self.find('duplicated', f'row {row}: a listener was told'
+                              f' of it twice in epoch {epoch}')
+                told.of_epoch[epoch].add(row)
+            told.new.clear()
+            for row, t in rows:
+                if t['end'] != ACKNOWLEDGED or row in excused \
+                        or t['begun'] < told.connected_at:
+                    continue
+                self.counts['to_be_told'] += 1
+                if row not in told.since:
+                    self.find('lost', f'row {row} of queue "herald": a'
+                              ' listener that is connected since'
+                              f' {stamp(told.connected_at)} was not told of'
+                              f' it, transaction from {stamp(t["begun"])} to'
+                              f' {stamp(t["ended"])}')
 
     def settle_dead(self, conn, dead):
         """Purge those that cannot be flushed, let the others go."""
@@ -242,9 +346,9 @@ class Checker:
                 f"SELECT batch_{'purge' if purge else 'retry'}_dead(%s, %s)",
                 (queue, [ticket]))
             if not purge:
-                self.retried[row] = queue
-                if queue == 'tally':
-                    self.tally[key] += n
+                self.retried[row] = queue, key, n
+                if queue in self.sums:
+                    self.sums[queue][key] += n
         # and what their flushes pass on
         self.let_go = {sign * row for row in self.retried for sign in (1, -1)}
 

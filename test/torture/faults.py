@@ -6,7 +6,8 @@ may be missing, not even of the queues that are in memory only: always a fast
 stop among them.  Then the load pauses, and the checker looks.
 
 The order is random, but a kind that did not come for long comes sooner, and
-waits for one other at most: none is to be away for ten seconds.
+waits for one other at most, so that none is away for much longer than a round
+takes: less than ten seconds, where the machine has nothing else to do.
 Each fault has a generator of random numbers of its own, because how many it
 needs depends on what it finds.
 
@@ -35,19 +36,22 @@ POINTS = {
     'spool-written': ('kill', 'error', 'fatal'),
     'pre-commit': ('kill', 'error', 'fatal'),
     'commit': ('kill',),
+    'immediate': ('kill', 'fatal'),
     'claimed': ('kill', 'error', 'fatal'),
     'statement': ('kill', 'error', 'fatal'),
+    'executing': ('kill', 'error', 'fatal'),
     'settle': ('kill', 'error', 'fatal'),
     'committed': ('kill', 'fatal'),
     'notify': ('kill', 'error', 'fatal'),
+    'taken-over': ('kill', 'error', 'fatal'),
+    'definitions-read': ('kill', 'error', 'fatal'),
+    'vacuum': ('kill', 'error', 'fatal'),
 }
 
 # SQLSTATEs of statements that fail.  The last three are taken for the fault of
 # rows, which then may die.
 TROUBLE = ('40001', '40P01', '53200', '55P03', '42P01', 'sleep',
            '22012', '23514', 'P0001')
-
-LATE = 5.0                  # seconds after which a kind of fault goes first
 
 VICTIMS = ('client', 'worker', 'launcher', 'helper', 'postmaster')
 
@@ -56,6 +60,9 @@ class Injector:
     CRASHES = ('kill', 'point', 'stop_immediate', 'stop_killed', 'fail_over')
     GENTLE = ('stop_fast', 'terminate', 'lock_storm', 'statement_failure',
               'memory_pressure', 'drop_create', 'reload', 'rewrite')
+    PICKED = 3                  # of the gentle ones, besides a stop
+    # A round later, or one fault more if it has to wait.
+    MOST_BETWEEN = len(CRASHES) + len(GENTLE) + 1 + PICKED + 1
 
     def __init__(self, pair, seed, log, pressure):
         self.pair = pair
@@ -72,8 +79,10 @@ class Injector:
         self.last_crash = 0.0           # when the server was up again
         self.last_time = {}             # of a kind of fault
         self.longest_gap = 0.0          # between two faults of one kind
+        self.most_between = 0           # faults from one to the next of a kind
         self.paused_at = 0.0            # when the last round ended
         self.victims = self.endless(VICTIMS)
+        self.points = self.endless(sorted(POINTS))
         self.ends = self.endless(('kill', 'immediate', 'fast'))
 
     def endless(self, things):
@@ -87,8 +96,6 @@ class Injector:
         passed = 0              # the first one had to wait for another
         while kinds:
             passed = self.order.randrange(2 - passed) if kinds[1:] else 0
-            if time.monotonic() > self.last_time.get(kinds[0], 0) + LATE:
-                passed = 0
             yield kinds.pop(passed)
 
     def log(self, text):
@@ -102,7 +109,8 @@ class Injector:
         """Returns the time since which there was no crash."""
         self.forget_pause()
         rough = self.CRASHES + self.GENTLE
-        gentle = ('stop_fast', *self.order.sample(self.GENTLE[1:], 3))
+        gentle = ('stop_fast', *self.order.sample(self.GENTLE[1:],
+                                                 self.PICKED))
         end = time.monotonic() + seconds
         left = len(rough) + len(gentle)
         for deck in (rough, gentle):
@@ -134,6 +142,9 @@ class Injector:
                                now - self.last_time.get(kind, now))
         self.last_time[kind] = now
         self.number += 1
+        self.most_between = max(
+            self.most_between,
+            self.number - self.last_number.get(kind, self.number))
         self.last_number[kind] = self.number
         self.counts[kind] += 1
         self.rng = random.Random(f'{self.seed}/fault {self.number}')
@@ -162,7 +173,7 @@ class Injector:
         return self.rng.sample(names, self.rng.randint(1, most))
 
     def some_targets(self, most=3):
-        return self.some_queues(most, lambda q: q.statement is not None)
+        return self.some_queues(most, lambda q: q.has_statement)
 
     # Crashes.
 
@@ -202,7 +213,7 @@ class Injector:
 
     def point(self):
         """Arm a point of the code until somebody has come there."""
-        name = self.rng.choice(sorted(POINTS))
+        name = next(self.points)
         action = self.rng.choice(POINTS[name])
         self.log(f'point {name}={action}')
         self.pair.configure({'batcher.debug_points': f'{name}={action}'})
@@ -312,7 +323,7 @@ class Injector:
 
     def memory_pressure(self):
         """A large transaction holds most of the memory for a while."""
-        queue = self.some_queues(1, lambda q: q.has_target)[0]
+        queue = self.some_queues(1, lambda q: q.is_plain)[0]
         rows = self.rng.randint(500, 3000)
         self.log(f'{rows} large rows into {queue}')
         self.start_thread(self.pressure.press, queue, rows)

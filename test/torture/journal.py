@@ -11,7 +11,12 @@ ended.  A line is JSON: which transaction ("t"), when ("at"), and
 
 or "end", one of ACKNOWLEDGED, ABORTED (an error or a rollback, whatever rows
 there were have ids in "gone"), and UNKNOWN: the connection broke in the
-commit.  The lines survive their writer, but not the machine; nor need they.
+commit; or "said", what batch_wait said of its last row, which is counted.  The
+lines survive their writer, but not the machine; nor need they.
+
+A listener writes what it is told: "connected": true when it listens on a new
+connection, "told": [id, ...] and "epoch" for a message of the queue that is
+announced only, and "mark", a number that the checker has sent to it.
 
 Findings of all actors go into one file: a kind, which becomes a number in
 the result, a sentence, and how many of them it stands for.

@@ -24,6 +24,7 @@ import psycopg
 
 from workload import QUEUES
 
+MARK = 'checker'            # the channel of the checker's numbers
 CHANNELS = sorted({q.options['notify_channel'] for q in QUEUES.values()
                    if 'notify_channel' in q.options})
 
@@ -57,8 +58,9 @@ class Course:
 
 
 class Listener:
-    def __init__(self, conninfo, findings, received):
+    def __init__(self, conninfo, findings, received, journal):
         self.conninfo = conninfo
+        self.journal = journal
         self.findings = findings
         self.received = received        # number of messages, shared
         self.conn = None
@@ -90,8 +92,10 @@ class Listener:
                                     prepare_threshold=None)
         self.conn.add_notify_handler(
             lambda notify: self.take(notify.channel, notify.payload))
-        for channel in CHANNELS:
+        for channel in (*CHANNELS, MARK):
             self.conn.execute(f'LISTEN {channel}')
+        # What was committed before need not be told.
+        self.journal.write(connected=True)
 
     def receive(self):
         """What comes while no statement runs; else the handler is called."""
@@ -100,12 +104,19 @@ class Listener:
             self.take(notify.relname.decode(), notify.extra.decode())
 
     def take(self, channel, text):
+        if channel == MARK:
+            self.journal.write(mark=int(text))
+            return
         with self.received.get_lock():
             self.received.value += 1
         try:
             message = json.loads(text)
             epoch, seq = message['epoch'], message['seq']
             queue, count = message['queue'], message['count']
+            part = message.get('part', 1)
+            if queue == 'herald':
+                self.journal.write(epoch=epoch, told=[
+                    row['id'] for row in message['rows']])
             if QUEUES[queue].options['notify_channel'] != channel:
                 raise ValueError('it is not of this channel')
         except (ValueError, KeyError, TypeError) as e:
@@ -123,13 +134,15 @@ class Listener:
                            if q.options.get('notify_channel') == channel]
         self.last[channel] = epoch, seq
         self.highest[channel, epoch] = seq
-        self.inbox.append((queue, count, text))
+        # The parts of a message say the same of the flush.
+        if part == 1:
+            self.inbox.append((queue, count, text))
 
     def follow(self):
         """Do the messages that came go with the flushes that one can see?"""
         inbox, self.inbox = self.inbox, []
         for queue in {queue for queue, _, _ in inbox}:
-            if QUEUES[queue].statement is None:
+            if not QUEUES[queue].has_statement:
                 continue
             course = self.courses[queue]
             # Where rows fail, one flush executes its statement several times.

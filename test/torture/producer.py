@@ -137,7 +137,7 @@ class Producer:
 
     def single(self, t):
         """One statement is the transaction."""
-        row = self.new_row(t, self.choose(lambda q: q.name != 'tally'))
+        row = self.new_row(t, self.choose(lambda q: not q.has_sums))
         return 'commit', lambda: self.enqueue(row)
 
     def mixed(self, t):
@@ -202,7 +202,7 @@ class Producer:
         if dice < 0.23:
             time.sleep(self.rng.uniform(0.2, 1))
         # For the sums one has to know exactly what was committed.
-        if any(row[0] == 'tally' for row in t.rows) \
+        if any(QUEUES[row[0]].has_sums for row in t.rows) \
                 or self.rng.random() < 0.5:
             t.witness = True
             self.conn.execute(
@@ -249,7 +249,7 @@ class Producer:
         """[queue, id, key, n]"""
         self.ids += 1
         key = f'{self.number}.{self.rng.randrange(KEYS)}'
-        if queue == 'tally':
+        if QUEUES[queue].has_sums:
             n = self.rng.randint(1, 1000)
         else:
             # Half of the rows have no key; numbers grow all the same.
@@ -261,15 +261,24 @@ class Producer:
 
     def payload(self, row):
         body = {'id': row[1], 'n': row[3]}
+        if QUEUES[row[0]].row_type:
+            body['key'] = row[2]
         if row[0] == 'guarded' and self.poison:
             body['divisor'] = 0 if is_poison(row) else 1
-        if self.rng.random() < 0.01:
+        if row[0] == 'blend':
+            body['parts'] = {row[1]: row[3]}
+        if self.rng.random() < 0.01 and QUEUES[row[0]].is_plain:
             # More than a page, which compresses well or badly.
             body['fill'] = self.rng.choice((
                 'x' * 100_000, f'{self.rng.getrandbits(100_000):x}'))
         return json.dumps(body)
 
     def enqueue(self, row):
+        if QUEUES[row[0]].row_type and self.rng.random() < 0.5:
+            return self.conn.execute(
+                'SELECT batch_enqueue_row(%s,'
+                f' ROW(%s, %s, %s)::{QUEUES[row[0]].row_type}, %s)',
+                (row[0], row[1], row[2], row[3], row[2])).fetchone()[0]
         return self.conn.execute(
             'SELECT batch_enqueue(%s, %s::jsonb, %s, %s, %s, %s)',
             (row[0], self.payload(row), row[2],
@@ -284,23 +293,37 @@ class Producer:
              [row[2] for row in rows]))
 
     def wait_for_last(self, t):
-        """A row of which batch_wait says that it was flushed can be seen."""
-        queue, row, *_ = t.rows[-1]
-        if not QUEUES[queue].has_target:
+        """What batch_wait says of a row is what one can see."""
+        queue, row, key, n = t.rows[-1]
+        q = QUEUES[queue]
+        if not q.has_target:
             return
         try:
             said, = self.conn.execute(
                 'SELECT batch_wait(%s, %s, %s)',
                 (queue, t.ticket, '300 ms')).fetchone()
-            seen, = self.conn.execute(
-                f'SELECT count(*) FROM torture.{queue} WHERE id = %s',
-                (row,)).fetchone()
+            seen, later = self.conn.execute(
+                'SELECT count(*) FILTER (WHERE id = %s),'
+                ' count(*) FILTER (WHERE key = %s AND n > %s)'
+                f' FROM torture.{queue} WHERE id = %s OR key = %s',
+                (row, key, n, row, key)).fetchone()
+            dead, = self.conn.execute(
+                'SELECT count(*) FROM batcher.dead_letter'
+                ' WHERE queue = %s AND ticket = %s',
+                (queue, t.ticket)).fetchone()
         except psycopg.Error:
             return
-        if said == 'flushed' and seen != 1:
+        self.journal.write(said=said, t=t.name)
+        true = {'flushed': seen == 1,
+                # dead letters go with their queue
+                'dead': seen == 0 and (dead == 1 or q.purged),
+                'superseded': q.supersedes and seen == 0 and later > 0,
+                'purged': q.purged and seen == 0}
+        if not true.get(said, True):
             self.findings.add(
                 'misinformed', f'batch_wait says that row {row} of queue'
-                f' "{queue}" is flushed, and it is there {seen} times')
+                f' "{queue}" is {said}, and it is there {seen} times, {dead}'
+                f' times as a dead letter, and {later} later rows of its key')
 
 
 def is_poison(row):

@@ -37,7 +37,7 @@ ROUND = 2.0                 # seconds of faults between two checks
 # What can be found; each is a line of the result, and should be zero.
 KINDS = ('lost', 'duplicated', 'phantom', 'reordered', 'torn', 'untrue',
          'misinformed', 'out_of_step', 'gaps', 'malformed', 'left_over',
-         'stuck', 'crashed', 'internal_errors')
+         'stuck', 'crashed', 'internal_errors', 'seldom')
 
 # Lines of the server's log that must not be there, as kinds.  Only we send
 # SIGKILL; and the postmaster SIGQUIT, which ends nobody by a signal.
@@ -139,9 +139,10 @@ class Torture:
     def start_actors(self):
         self.producers = [Control(lambda n=number: self.producer(n))
                           for number in range(1, PRODUCERS + 1)]
-        self.listeners = [Control(lambda: Listener(
+        self.listeners = [Control(lambda number=number: Listener(
             self.pair.client_conninfo('listener'), self.findings,
-            self.received)) for _ in range(LISTENERS)]
+            self.received, Writer(self.path(f'told.{number}'))))
+            for number in range(LISTENERS)]
         # The last producer works for the injector.
         self.injector = Injector(
             self.pair, self.options.seed,
@@ -149,6 +150,7 @@ class Torture:
             self.producer(0))
         self.checker = Checker(
             [self.path(f'journal.{n}') for n in range(PRODUCERS + 1)],
+            [self.path(f'told.{n}') for n in range(LISTENERS)],
             self.findings)
 
     # A round.
@@ -262,9 +264,21 @@ class Torture:
                 self.look_at_stuck()
             self.scan_logs()
             self.report_findings()
+        self.check_gaps()
         for control in self.producers + self.listeners:
             control.stop.set()
         return self.print_result()
+
+    def check_gaps(self):
+        """Has each kind of fault come often enough?"""
+        injector = self.injector
+        if injector.most_between > Injector.MOST_BETWEEN:
+            self.findings.add('seldom', 'a kind of fault came only after'
+                              f' {injector.most_between} faults')
+        if injector.longest_gap > self.options.max_gap > 0:
+            self.findings.add('seldom', 'a kind of fault was away for'
+                              f' {injector.longest_gap:.1f} s')
+        self.report_findings()
 
     def print_result(self):
         """Returns whether rows were looked at and nothing was wrong."""
@@ -278,13 +292,18 @@ class Torture:
             ('dead_letters', counts['dead']),
             ('kept_in_memory', counts['kept_in_memory']),
             ('lost_with_memory', counts['lost_with_memory']),
+            ('superseded', counts['superseded']),
+            ('to_be_told', counts['to_be_told']),
             ('messages', self.received.value),
+            *sorted((name, n) for name, n in counts.items()
+                    if name.startswith('waited_')),
             ('transactions_acknowledged', counts['acknowledged']),
             ('transactions_aborted', counts['aborted']),
             ('transactions_unknown', counts['unknown']),
             ('faults', sum(faults[kind] for kind in kinds)),
             *sorted((f'fault_{name}', n) for name, n in faults.items()),
             ('longest_gap_of_a_kind', f'{self.injector.longest_gap:.1f}'),
+            ('most_faults_to_the_next_of_a_kind', self.injector.most_between),
             *((kind, self.found[kind]) for kind in KINDS)]
         for name, value in result:
             print(f'{name}={value}')
@@ -297,6 +316,7 @@ def main():
     parser.add_argument('--folder', required=True)
     parser.add_argument('--minutes', type=float, default=1)
     parser.add_argument('--seed', required=True)
+    parser.add_argument('--max-gap', type=float, default=0)
     torture = Torture(parser.parse_args())
     # Whoever sends SIGTERM wants the servers to be stopped too: run.sh does.
     sys.exit(0 if torture.run() else 1)

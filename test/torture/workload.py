@@ -6,7 +6,8 @@ of one lane run one after the other.
 
 Each statement also writes how many rows it had into 'flushed', and in which
 transaction: a listener knows from that whether the data of a message was there
-before the message.  And each asks stumble() whether it is to fail, which the table 'trouble' decides.
+before the message.  And each asks stumble() whether it is to fail, which the
+table 'trouble' decides.
 """
 
 import json
@@ -36,6 +37,10 @@ CREATE TABLE flushed (
     PRIMARY KEY (queue, pos));
 
 CREATE TABLE tally (key text PRIMARY KEY, total bigint, rows bigint);
+CREATE TABLE blend (LIKE tally INCLUDING ALL);
+
+-- Rows of the typed queue.
+CREATE TYPE shape AS (id bigint, key text, n bigint);
 
 -- A queue is to fail with this SQLSTATE until then.
 CREATE TABLE trouble (
@@ -67,11 +72,36 @@ BEGIN
             id bigint, key text, n bigint);
         CREATE INDEX ON torture.%1$I (pos);
         CREATE INDEX ON torture.%1$I (id);
+        CREATE INDEX ON torture.%1$I (key);
         ALTER TABLE torture.%1$I OWNER TO %2$s$f$, name, owner);
 END $$;
 
+-- Where batcher itself inserts into the target, that does what the statements
+-- do elsewhere.
+CREATE FUNCTION note_insert() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_WHEN = 'BEFORE' THEN
+        PERFORM torture.stumble(TG_TABLE_NAME);
+    ELSE
+        INSERT INTO torture.flushed (queue, rows)
+            SELECT TG_TABLE_NAME, count(*) FROM stored;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION note_inserts(name text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format($f$
+        CREATE TRIGGER stumble BEFORE INSERT ON torture.%1$I
+            FOR EACH STATEMENT EXECUTE FUNCTION torture.note_insert();
+        CREATE TRIGGER note AFTER INSERT ON torture.%1$I
+            REFERENCING NEW TABLE AS stored
+            FOR EACH STATEMENT EXECUTE FUNCTION torture.note_insert()$f$, name);
+END $$;
+
 GRANT USAGE ON SCHEMA torture TO alice, bob;
-GRANT SELECT, INSERT, UPDATE ON flushed, tally TO alice, bob;
+GRANT SELECT, INSERT, UPDATE ON flushed, tally, blend TO alice, bob;
 GRANT SELECT ON trouble TO alice, bob;
 """
 
@@ -109,6 +139,19 @@ WITH added AS (
 INSERT INTO torture.flushed (queue, rows) SELECT '{name}', count(*) FROM batch
 """
 
+# Rows of one key become one, in which the parts of all of them are.
+BLEND = """
+WITH added AS (
+    INSERT INTO torture.blend AS t (key, total, rows)
+    SELECT batch_key, sum(part.value::bigint), count(*)
+    FROM batch, jsonb_each_text(payload->'parts') part,
+        torture.stumble('{name}')
+    GROUP BY batch_key
+    ON CONFLICT (key) DO UPDATE
+        SET total = t.total + excluded.total, rows = t.rows + excluded.rows)
+INSERT INTO torture.flushed (queue, rows) SELECT '{name}', count(*) FROM batch
+"""
+
 
 class Queue(NamedTuple):
     """A queue.  What may be lost is checked for everything else."""
@@ -119,17 +162,40 @@ class Queue(NamedTuple):
     durable: bool = True
     purged: bool = False        # the torturer throws rows of it away
     weight: int = 2             # how often producers choose it; 0: never
+    row_type: str = None        # the target is batcher's to insert into
 
     @property
     def has_target(self):
-        return self.statement in (COLLECT, PASS_ON)
+        return self.statement in (COLLECT, PASS_ON) or self.row_type is not None
+
+    @property
+    def has_statement(self):
+        return self.statement is not None or self.row_type is not None
+
+    @property
+    def has_sums(self):
+        """Which rows were flushed is not known, but their sum for each key."""
+        return self.statement in (ADD_UP, BLEND)
+
+    @property
+    def is_plain(self):
+        """Whether a row may hold anything else too."""
+        return self.has_target and self.row_type is None
+
+    @property
+    def supersedes(self):
+        """Whether a row stands for those of its key that it came upon."""
+        return self.options.get('key_policy') == 'last'
 
     def create(self):
         """(statement, parameters) that make it."""
         options = dict(self.options, durable=self.durable)
-        return ('SELECT batch_create_queue(%s, %s, options => %s::jsonb)',
+        return ('SELECT batch_create_queue(%s, %s, %s::regclass, %s::regtype,'
+                ' %s::jsonb)',
                 (self.name, self.statement and
-                 self.statement.format(name=self.name), json.dumps(options)))
+                 self.statement.format(name=self.name),
+                 self.row_type and f'torture.{self.name}', self.row_type,
+                 json.dumps(options)))
 
 
 QUEUES = {q.name: q for q in (
@@ -148,14 +214,26 @@ QUEUES = {q.name: q for q in (
     Queue('guarded', dict(flush_interval='30 ms', flush_timeout='1500 ms'),
           owner='bob'),
     # Flushed in parallel, so that nothing but the keys is in order.
-    Queue('spread', dict(flush_interval='20 ms', max_batch_size=30, lanes=3),
-          weight=3),
+    Queue('spread', dict(flush_interval='20 ms', max_batch_size=30, lanes=3,
+                         adaptive=True, min_batch_size=5), weight=3),
     # Sums into few rows.
-    Queue('tally', dict(flush_interval='50 ms', notify_channel='tally'),
-          statement=ADD_UP),
-    # Is announced only.
-    Queue('herald', dict(flush_interval='20 ms', notify_channel='herald'),
-          statement=None),
+    Queue('tally', dict(flush_interval='50 ms', notify_channel='tally',
+                        rate_limit=2000), statement=ADD_UP),
+    # Of the rows of a key that wait the last one is flushed, when nothing has
+    # come for a while.
+    Queue('latest', dict(key_policy='last', debounce='100 ms',
+                         max_wait='500 ms', notify_channel='latest',
+                         notify_format='rows')),
+    # Rows of a key that wait become one.
+    Queue('blend', dict(flush_interval='150 ms', key_policy='merge',
+                        notify_channel='shared'), statement=BLEND),
+    # Typed rows, which batcher inserts.
+    Queue('typed', dict(flush_interval='50 ms', notify_channel='typed',
+                        notify_format='groups', notify_group_by='key'),
+          statement=None, row_type='torture.shape'),
+    # Is announced only: a listener learns of each row.
+    Queue('herald', dict(flush_interval='20 ms', notify_channel='herald',
+                         notify_format='rows'), statement=None),
     # In memory only.
     Queue('fleet', dict(flush_interval='20 ms', notify_channel='shared'),
           durable=False),
@@ -182,6 +260,8 @@ def set_up(conn):
         if q.has_target:
             conn.execute('SELECT torture.create_target(%s, %s::regrole)',
                          (q.name, q.owner))
+        if q.row_type:
+            conn.execute('SELECT torture.note_inserts(%s)', (q.name,))
         with conn.transaction():
             conn.execute(f'SET LOCAL ROLE {q.owner}')
             conn.execute(*q.create())
