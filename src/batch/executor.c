@@ -172,6 +172,8 @@ get_plan(BatcherLaneView *view, const Bitmapset *columns, int nrows)
 	plan = statement->plans[class];
 	if (plan == NULL)
 	{
+		if (def->flush_sql)
+			batcher_statement_check_kind(def->flush_sql);
 		plan = SPI_prepare(def->flush_sql ? def->flush_sql :
 						   batcher_insert_sql(def, view->executor->target_name,
 											  view->executor->row_type,

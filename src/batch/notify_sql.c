@@ -224,11 +224,22 @@ use_search_path(const BatcherQueueDef *def)
 							 true, 0, false);
 }
 
+/*
+ * Prepare the SELECT of a definition, and refuse what is none: one that was
+ * restored may be anything.
+ */
 static SPIPlanPtr
 prepare(const BatcherQueueDef *def)
 {
-	SPIPlanPtr	plan = SPI_prepare(def->options.notify_sql, 0, NULL);
+	Node	   *statement = batcher_statement_parse(def->options.notify_sql, WHAT);
+	SPIPlanPtr	plan;
 
+	if (!IsA(statement, SelectStmt) ||
+		((SelectStmt *) statement)->intoClause != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s must be SELECT", WHAT)));
+	plan = SPI_prepare(def->options.notify_sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare %s: %s", WHAT,
 			 SPI_result_code_string(SPI_result));
@@ -247,15 +258,8 @@ batcher_notify_sql_check(const BatcherQueueDef *def, TupleDesc result_desc,
 	ErrorContextCallback context;
 	CachedPlanSource *source;
 	SPIPlanPtr	plan;
-	Node	   *statement;
 
 	push_context(&context, def);
-	statement = batcher_statement_parse(def->options.notify_sql, WHAT);
-	if (!IsA(statement, SelectStmt) ||
-		((SelectStmt *) statement)->intoClause != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("%s must be SELECT", WHAT)));
 	register_result(result_desc, NULL);
 	use_search_path(def);
 	plan = prepare(def);

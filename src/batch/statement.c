@@ -94,9 +94,12 @@ batcher_statement_parse(const char *sql, const char *what)
 	return linitial_node(RawStmt, parsed)->stmt;
 }
 
-/* Refuse what does not read and write rows. */
-static void
-check_statement_kind(const char *sql)
+/*
+ * Refuse what does not read and write rows, or is not one statement.  The flush
+ * asks too: nobody has checked a definition that was restored.
+ */
+void
+batcher_statement_check_kind(const char *sql)
 {
 	Node	   *statement = batcher_statement_parse(sql, WHAT);
 
@@ -267,7 +270,7 @@ batcher_statement_check(const BatcherQueueDef *def)
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 	if (sql)
-		check_statement_kind(sql);
+		batcher_statement_check_kind(sql);
 	row_type = batcher_statement_types(def, NULL, &target_name);
 	if (row_type)				/* whatever fails */
 		MemoryContextSetParent(row_type->cxt, CurrentMemoryContext);
