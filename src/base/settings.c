@@ -161,6 +161,7 @@ batcher_settings_override(void)
 		{"session_replication_role", "origin"},
 		{"row_security", "on"},
 		{"zero_damaged_pages", "off"},
+		{"exit_on_error", "off"},
 		{"max_parallel_workers_per_gather", "0"},
 	};
 	int			i;

@@ -341,7 +341,9 @@ batcher_executor_run(BatcherLaneView *view, BatcherBatch *batch,
 	EphemeralNamedRelation enr;
 	BatcherIdentity	before;
 
-	batcher_executor_cancelled = QueryCancelPending;
+	batcher_executor_cancelled = false;
+	if (QueryCancelPending)		/* one that comes meanwhile sets both */
+		batcher_executor_cancelled = true;
 	SPI_connect();
 	batcher_statement_assume(def, &before);
 	enable_timeout_after(STATEMENT_TIMEOUT, ms);

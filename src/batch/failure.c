@@ -50,6 +50,9 @@ may_pass(int sqlerrcode)
 static bool
 is_of_statement(int sqlerrcode)
 {
+	/* nobody has cancelled the flush: another server its own statement, say */
+	if (sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return true;
 	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
 	{
 		case MAKE_SQLSTATE('0', 'A', '0', '0', '0'):	/* not supported */

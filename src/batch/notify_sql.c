@@ -234,8 +234,7 @@ prepare(const BatcherQueueDef *def)
 	Node	   *statement = batcher_statement_parse(def->options.notify_sql, WHAT);
 	SPIPlanPtr	plan;
 
-	if (!IsA(statement, SelectStmt) ||
-		((SelectStmt *) statement)->intoClause != NULL)
+	if (!batcher_statement_is_select(statement))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("%s must be SELECT", WHAT)));

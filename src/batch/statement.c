@@ -95,6 +95,22 @@ batcher_statement_parse(const char *sql, const char *what)
 }
 
 /*
+ * Is this a SELECT, and not a CREATE TABLE AS in its disguise?  Of several that
+ * are combined the first one may have an INTO.
+ */
+bool
+batcher_statement_is_select(Node *statement)
+{
+	SelectStmt *select = (SelectStmt *) statement;
+
+	if (!IsA(statement, SelectStmt))
+		return false;
+	while (select->op != SETOP_NONE)
+		select = select->larg;
+	return select->intoClause == NULL;
+}
+
+/*
  * Refuse what does not read and write rows, or is not one statement.  The flush
  * asks too: nobody has checked a definition that was restored.
  */
@@ -110,12 +126,9 @@ batcher_statement_check_kind(const char *sql)
 		case T_DeleteStmt:
 		case T_MergeStmt:
 			return;
-		case T_SelectStmt:
-			if (((SelectStmt *) statement)->intoClause == NULL)
-				return;
-			break;
 		default:
-			break;
+			if (batcher_statement_is_select(statement))
+				return;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -184,8 +197,8 @@ report_dropped(const BatcherQueueDef *def, const char *what, const char *name,
 /*
  * What the rows of a typed queue are now.  The target is locked, so that it
  * stays what it is until the end of the transaction; its name goes into
- * 'target_name'.  'known' as in batcher_row_type_refresh.  Errors: 42P01,
- * 42704.
+ * 'target_name'.  'known' as in batcher_row_type_refresh.  Errors: 22023 the
+ * queue has a statement too, 42P01, 42704.
  */
 BatcherRowType *
 batcher_statement_types(const BatcherQueueDef *def, BatcherRowType *known,
@@ -194,6 +207,11 @@ batcher_statement_types(const BatcherQueueDef *def, BatcherRowType *known,
 	BatcherRowType *row_type;
 
 	*target_name = NULL;
+	/* a restored definition may say anything */
+	if (def->flush_sql && def->target_name)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a queue cannot have both \"flush_sql\" and \"target\"")));
 	if (!batcher_definition_typed(def))
 		return NULL;
 	if (def->target_name)

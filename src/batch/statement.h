@@ -27,6 +27,7 @@ extern BatcherRowType *batcher_statement_types(const BatcherQueueDef *def,
 											   BatcherRowType *known,
 											   char **target_name);
 extern Node *batcher_statement_parse(const char *sql, const char *what);
+extern bool batcher_statement_is_select(Node *statement);
 extern void batcher_statement_check_kind(const char *sql);
 extern void batcher_statement_refuse_temporary(SPIPlanPtr plan,
 											   const char *what);

@@ -263,6 +263,7 @@ extern HeapTuple batcher_spool_form(TupleDesc desc, const BatcherQueueKey *key,
 									uint64 home, const char *enqueued_by);
 extern uint64 batcher_spool_number(HeapTuple tuple, TupleDesc desc);
 extern uint64 batcher_spool_tuple_home(HeapTuple tuple, TupleDesc desc);
+extern TimestampTz batcher_spool_tuple_time(HeapTuple tuple, TupleDesc desc);
 extern int32 batcher_spool_queue_id(HeapTuple tuple, TupleDesc desc);
 extern void batcher_spool_entry(HeapTuple tuple, TupleDesc desc,
 								BatcherSpoolEntry *entry);

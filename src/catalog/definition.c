@@ -450,11 +450,15 @@ batcher_definition_make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 	if (wait_event == 0)
 		wait_event = batcher_wait_event("BatcherRoom");
 	ConditionVariablePrepareToSleep(&batcher_shared->room_cv);
-	while ((queue = batcher_shmem_lanes_create(key, nlanes, fresh)) == NULL)
+	for (;;)
 	{
 		long		ms = batcher_clock_ms_until(end, batcher_clock_now());
+		bool		hope = ms > 0 && has_dropped();	/* before it may go */
 
-		if (ms == 0 || !has_dropped())
+		queue = batcher_shmem_lanes_create(key, nlanes, fresh);
+		if (queue)
+			break;
+		if (!hope)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("too many queues"),

@@ -102,12 +102,16 @@ release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
 
 	if (relid == cat->spool)
 	{
-		int64		home = batcher_spool_tuple_home(trigdata->tg_trigtuple,
-													RelationGetDescr(trigdata->tg_relation));
+		HeapTuple	tuple = trigdata->tg_trigtuple;
+		TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+		int64		home = batcher_spool_tuple_home(tuple, desc);
 
 		/* what a large transaction has stored goes on belonging together */
-		values[0] = Int64GetDatum(Min(home, 0));
+		values[n] = Int64GetDatum(Min(home, 0));
 		names[n++] = "home";
+		/* once: as long as rows are in the future, their windows do not end */
+		values[n] = TimestampTzGetDatum(batcher_spool_tuple_time(tuple, desc));
+		names[n++] = "enqueued_at";
 		names[n++] = "enqueuer";
 	}
 	else if (relid == cat->grant_table)
@@ -139,7 +143,9 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  * Trigger on our tables: a row has come that our own functions did not write.
  *
  * What logical replication brings, changes or removes is skipped: the
- * publisher flushes its rows itself, and its queues are not ours.  Everything
+ * publisher flushes its rows itself, and its queues are not ours.  (A TRUNCATE
+ * cannot be skipped, and is refused; none comes, unless somebody has taken our
+ * triggers out of the way at the publisher.)  Everything
  * else that comes is a restore.  A restored queue belongs to no database, so
  * it is held until batch_resume and nothing is flushed before its target is
  * there; its owner, and the roles of its grants, are found by name then.  A

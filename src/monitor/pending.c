@@ -20,9 +20,9 @@
  * by then, neither the chunks nor the entry go as long as it is held.
  * Dropping the extension waits for us, because we hold the spool.
  *
- * A tuple of the spool that cannot be read, as a restore may bring it, hides no
- * other: there is a warning about it.  Errors: 55000 if the library is not
- * preloaded.  Client backends.
+ * Tuples of the spool that cannot be read, as a restore may bring them, hide no
+ * others: there is a warning about them.  Errors: 55000 if the library is not
+ * preloaded, XX001 if a tuple is damaged.  Client backends.
  */
 #include "postgres.h"
 
@@ -44,6 +44,9 @@ typedef struct PendingScan
 	int			nqueues;
 	BatcherQueueDef **queues;	/* that the user may manage, by id */
 	MemoryContext cxt;			/* for one chunk; reset after each */
+	int64		nunreadable;	/* tuples, and the first of them */
+	ItemPointerData unreadable_tid;
+	char	   *unreadable_why;
 } PendingScan;
 
 static int
@@ -162,16 +165,30 @@ visit_tuple(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 	chunk = batcher_spool_read(scan->spool, tuple, &why);
 	if (chunk)
 		put_chunk(scan, def, chunk, batcher_spool_enqueuer(chunk));
-	else
+	MemoryContextSwitchTo(old);
+	if (chunk == NULL && scan->nunreadable++ == 0)
+	{
+		scan->unreadable_tid = entry->tid;
+		scan->unreadable_why = pstrdup(why);
+	}
+	MemoryContextReset(scan->cxt);
+}
+
+/* Say that there are tuples that cannot be read, if there are. */
+static void
+warn_of_unreadable(const PendingScan *scan)
+{
+	if (scan->nunreadable > 0)
 		ereport(WARNING,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg_internal("%s", why),
-				 errdetail("It is at (%u,%u) of the table batcher.spool, and becomes a dead letter of queue \"%s\" when that is flushed.",
-						   ItemPointerGetBlockNumber(&entry->tid),
-						   ItemPointerGetOffsetNumber(&entry->tid),
-						   def->name)));
-	MemoryContextSwitchTo(old);
-	MemoryContextReset(scan->cxt);
+				 errmsg_plural("%lld tuple of the spool cannot be read",
+							   "%lld tuples of the spool cannot be read",
+							   scan->nunreadable,
+							   (long long) scan->nunreadable),
+				 errdetail("The first one is at (%u,%u) of the table batcher.spool: %s. Each becomes a dead letter when its queue is flushed.",
+						   ItemPointerGetBlockNumber(&scan->unreadable_tid),
+						   ItemPointerGetOffsetNumber(&scan->unreadable_tid),
+						   scan->unreadable_why)));
 }
 
 /* A copy of chunks that lie in memory only, one after the other. */
@@ -300,7 +317,7 @@ PG_FUNCTION_INFO_V1(batcher_get_pending);
 Datum
 batcher_get_pending(PG_FUNCTION_ARGS)
 {
-	PendingScan scan;
+	PendingScan scan = {0};
 	int			i;
 	int			lane;
 
@@ -317,6 +334,7 @@ batcher_get_pending(PG_FUNCTION_ARGS)
 	{
 		batcher_spool_scan(scan.spool, GetActiveSnapshot(), visit_tuple,
 						   &scan);
+		warn_of_unreadable(&scan);
 		for (i = 0; i < scan.nqueues; i++)
 		{
 			for (lane = 0; lane < scan.queues[i]->options.lanes; lane++)

@@ -5,10 +5,14 @@
  * The last 100,000 tickets of a lane, and those that share a page with the
  * oldest of them, are kept in pages of the shared area, as differences from
  * one ticket to the next in as few bytes as they need: one or two each, where
- * tickets leave about in the order in which they were given.  A page holds
- * tickets of one fate.  All pages of all queues together take at most an
- * eighth of the area; a queue that may not take another page forgets its
+ * tickets leave about in the order in which they were given.  All pages of all
+ * queues together take at most an eighth of the area, but for one page that
+ * each lane has in any case; a lane that may not take another page forgets its
  * oldest.  Protected by lane.lock; nothing here raises an error.
+ *
+ * The first byte of a difference has the fate, and the lowest bits of the
+ * difference, whose sign is folded into the lowest; seven bits more are in each
+ * byte that follows one whose highest bit is set.
  */
 #include "postgres.h"
 
@@ -17,6 +21,8 @@
 #define FATES_KEPT		100000	/* tickets of one lane */
 #define FATE_PAGE_SIZE	2048	/* a size class of dsa.c */
 #define DIFF_MAX		10		/* bytes that a difference takes at most */
+#define FATE_FIRST		BATCHER_FATE_FLUSHED	/* of four: two bits tell */
+#define FIRST_BITS		5		/* of a difference in its first byte */
 
 typedef struct FatePage
 {
@@ -26,7 +32,6 @@ typedef struct FatePage
 	uint64		last;			/* the ticket recorded last */
 	uint16		ntickets;
 	uint16		used;			/* bytes of 'diffs' */
-	uint16		fate;
 	uint8		diffs[FLEXIBLE_ARRAY_MEMBER];
 } FatePage;
 
@@ -72,7 +77,7 @@ is_superfluous(const BatcherSharedFates *fates)
 
 /* A new page at the end, or NULL. */
 static FatePage *
-add_page(BatcherSharedQueue *queue, BatcherFate fate)
+add_page(BatcherSharedQueue *queue)
 {
 	BatcherSharedFates *fates = &queue->fates;
 	dsa_pointer p;
@@ -92,7 +97,6 @@ add_page(BatcherSharedQueue *queue, BatcherFate fate)
 	(void) pg_atomic_fetch_add_u64(&batcher_shared->fate_bytes, FATE_PAGE_SIZE);
 	page = batcher_area_address(p);
 	memset(page, 0, offsetof(FatePage, diffs));
-	page->fate = fate;
 	page->smallest = PG_UINT64_MAX;
 	if (DsaPointerIsValid(fates->newest))
 		((FatePage *) batcher_area_address(fates->newest))->newer = p;
@@ -113,23 +117,26 @@ batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,
 	BatcherSharedFates *fates = &queue->fates;
 	FatePage   *page = NULL;
 	uint64		diff;
+	uint8		byte;
 
+	Assert(fate >= FATE_FIRST && fate < FATE_FIRST + 4);
 	Assert(LWLockHeldByMeInMode(&queue->lane.lock, LW_EXCLUSIVE));
 	if (DsaPointerIsValid(fates->newest))
 		page = batcher_area_address(fates->newest);
-	if (page == NULL || page->fate != fate ||
-		page->used + DIFF_MAX > PAGE_ROOM)
-		page = add_page(queue, fate);
+	if (page == NULL || page->used + DIFF_MAX > PAGE_ROOM)
+		page = add_page(queue);
 	if (page == NULL)
 		return;
 
 	diff = fold_sign((int64) (ticket - page->last));
-	while (diff >= 0x80)
+	byte = (uint8) ((fate - FATE_FIRST) << FIRST_BITS |
+					(diff & ((1 << FIRST_BITS) - 1)));
+	for (diff >>= FIRST_BITS; diff != 0; diff >>= 7)
 	{
-		page->diffs[page->used++] = (uint8) (diff | 0x80);
-		diff >>= 7;
+		page->diffs[page->used++] = byte | 0x80;
+		byte = diff & 0x7F;
 	}
-	page->diffs[page->used++] = (uint8) diff;
+	page->diffs[page->used++] = byte;
 	page->last = ticket;
 	page->smallest = Min(page->smallest, ticket);
 	page->largest = Max(page->largest, ticket);
@@ -137,30 +144,32 @@ batcher_fate_record(BatcherSharedQueue *queue, uint64 ticket,
 	fates->ntickets++;
 }
 
-static bool
-page_has(const FatePage *page, uint64 ticket)
+/*
+ * How the row with this ticket ended, if the page tells, else 'fate'.  A dead
+ * letter that was tried again is there twice: its end counts.
+ */
+static BatcherFate
+find_in_page(const FatePage *page, uint64 ticket, BatcherFate fate)
 {
 	uint64		at = 0;
 	int			i = 0;
 
 	if (ticket < page->smallest || ticket > page->largest)
-		return false;
+		return fate;
 	while (i < page->used)
 	{
-		uint64		folded = 0;
-		int			shift = 0;
+		uint8		first = page->diffs[i];
+		uint64		folded = first & ((1 << FIRST_BITS) - 1);
+		int			shift = FIRST_BITS;
 
-		while (page->diffs[i] & 0x80)
-		{
-			folded |= (uint64) (page->diffs[i++] & 0x7F) << shift;
-			shift += 7;
-		}
-		folded |= (uint64) page->diffs[i++] << shift;
+		for (; page->diffs[i++] & 0x80; shift += 7)
+			folded |= (uint64) (page->diffs[i] & 0x7F) << shift;
 		at += (uint64) unfold_sign(folded);
-		if (at == ticket)
-			return true;
+		if (at == ticket &&
+			(fate == BATCHER_FATE_UNKNOWN || fate == BATCHER_FATE_DEAD))
+			fate = FATE_FIRST + ((first & 0x7F) >> FIRST_BITS);
 	}
-	return false;
+	return fate;
 }
 
 /* How the row with this ticket ended, as far as its lane remembers it. */
@@ -175,10 +184,7 @@ find_in_lane(BatcherSharedQueue *queue, uint64 ticket)
 	{
 		FatePage   *page = batcher_area_address(p);
 
-		/* a dead letter that was tried again has two: its end counts */
-		if ((fate == BATCHER_FATE_UNKNOWN || fate == BATCHER_FATE_DEAD) &&
-			page_has(page, ticket))
-			fate = page->fate;
+		fate = find_in_page(page, ticket, fate);
 		p = page->newer;
 	}
 	LWLockRelease(&queue->lane.lock);

@@ -568,6 +568,8 @@ batcher_lane_retire(BatcherQueueKey key, int slot,
 		(void) batcher_shmem_queue_remove_locked(key);
 	}
 	LWLockRelease(&batcher_shared->lock);
+	if (retires)
+		ConditionVariableBroadcast(&batcher_shared->room_cv);
 	return retires;
 }
 

@@ -61,7 +61,7 @@ handle_sigterm(SIGNAL_ARGS)
 
 	/* not by counting: the postmaster signals a process and its group */
 	got_sigterm = true;
-	if (my_worker)
+	if (my_worker && !proc_exit_inprogress) /* then the slot is another's */
 	{
 		pg_atomic_write_u32(&my_worker->terminated, 1);
 		pg_memory_barrier();	/* see withdraw_launcher */

@@ -64,6 +64,7 @@ SELECT batch_create_queue('bad', 'CREATE TABLE cq_new (a int)');
 SELECT batch_create_queue('bad', 'CREATE TABLE cq_new AS SELECT * FROM batch');
 SELECT batch_create_queue('bad', 'SELECT * INTO cq_new FROM batch');
 \echo :SQLSTATE
+SELECT batch_create_queue('bad', 'SELECT payload INTO cq_new FROM batch UNION ALL SELECT payload FROM batch');
 SELECT batch_create_queue('bad', 'COPY cq_target TO STDOUT');
 SELECT batch_create_queue('bad', 'NOTIFY cq');
 SELECT batch_create_queue('bad', 'LISTEN cq');

@@ -60,7 +60,7 @@ CREATE TABLE fc_class (n serial, fault text, state text, alone text, beside text
 INSERT INTO fc_class (fault, state)
     SELECT 'passing', unnest('{40001,40P01,55P03,08000,08006,53000,53100,53200,53400,57P01}'::text[]);
 INSERT INTO fc_class (fault, state)
-    SELECT 'statement', unnest('{0A000,25000,25006,28000,3D000,3F000,42000,42501,42P01,55000,55006,58000,58030,XX000,XX001}'::text[]);
+    SELECT 'statement', unnest('{0A000,25000,25006,28000,3D000,3F000,42000,42501,42P01,55000,55006,57014,58000,58030,XX000,XX001}'::text[]);
 INSERT INTO fc_class (fault, state)
     SELECT 'row', unnest('{09000,21000,22012,23505,24000,2F000,38000,40000,40002,44000,54001,P0001,YY001}'::text[]);
 -- Each alone, and before a good row.

@@ -97,6 +97,8 @@ SELECT batch_alter_queue('ns', '{"notify_sql": " "}');
 SELECT batch_alter_queue('ns', '{"notify_sql": ""}');
 SELECT batch_alter_queue('ns', '{"notify_sql": "DELETE FROM ns_score RETURNING player, player"}');
 SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''a'', ''b'' INTO x"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "(SELECT ''a''::text, ''b''::text INTO x) UNION SELECT ''c'', ''d''"}');
+SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''a''::text, ''b''::text INTO x UNION SELECT ''c'', ''d'' EXCEPT SELECT ''e'', ''f''"}');
 SELECT batch_alter_queue('ns', '{"notify_sql": 5}');
 CREATE TEMP TABLE ns_temp (a text);
 SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT a, a FROM ns_temp"}');

@@ -95,9 +95,9 @@ SELECT batch_resume('rr zero');
 SELECT rr_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE queue = 'rr zero'$$);
 
 -- Queues whose statement nobody has checked open their breaker, and say why.
-CREATE FUNCTION rr_queue(id int, flush_sql text, options jsonb DEFAULT '{}') RETURNS void LANGUAGE sql AS $$
-    INSERT INTO batcher.queue_definition (id, name, owner, owner_name, flush_sql, search_path, options, paused, database, created_at)
-        VALUES (id, 'rr' || id, 0, current_user, flush_sql, 'public', '{"breaker_recovery": "1 h"}' || options, false, 0, now());
+CREATE FUNCTION rr_queue(id int, flush_sql text, options jsonb DEFAULT '{}', target text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO batcher.queue_definition (id, name, owner, owner_name, flush_sql, target_name, search_path, options, paused, database, created_at)
+        VALUES (id, 'rr' || id, 0, current_user, flush_sql, target, 'public', '{"breaker_recovery": "1 h"}' || options, false, 0, now());
     INSERT INTO batcher.spool SELECT (jsonb_populate_record(rr_fixed(300000 + 10 * id),
         jsonb_build_object('queue_id', id, 'ticket', 300001 + 10 * id, 'payload', 1))).*
 $$;
@@ -108,13 +108,15 @@ SELECT rr_queue(10003, 'COMMIT');
 SELECT rr_queue(10004, 'CREATE TABLE rr_made (a int)');
 SELECT rr_queue(10005, 'SELECT FROM batch', '{"notify_sql": "-- nothing"}');
 SELECT rr_queue(10006, 'SELECT FROM batch', '{"notify_sql": "DELETE FROM batcher.dead_row RETURNING $$c$$, $$t$$"}');
+SELECT rr_queue(10007, 'SELECT payload INTO rr_made FROM batch UNION SELECT payload FROM batch');
+SELECT rr_queue(10008, 'SELECT FROM batch', '{}', 'rr_target');
 COMMIT;
 SELECT batch_resume();
-SELECT rr_until($$SELECT count(*) = 6 FROM batcher.status WHERE breaker_state = 'open'$$);
+SELECT rr_until($$SELECT count(*) = 8 FROM batcher.status WHERE breaker_state = 'open'$$);
 SELECT queue, breaker_reason FROM batcher.status WHERE breaker_state = 'open' ORDER BY queue;
 SELECT queue, ticket, payload FROM batcher.pending ORDER BY ticket;
 SELECT count(batch_drop_queue(queue, true)) FROM batcher.queue WHERE queue ~ '^rr1';
 
 SELECT batch_drop_queue('rr', true), batch_drop_queue('rr zero');
-DROP FUNCTION rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb);
+DROP FUNCTION rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb, text);
 DROP TABLE rr_target;

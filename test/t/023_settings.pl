@@ -20,7 +20,7 @@ my $node = new_node('settings', "batcher.flush_interval = '10ms'");
 my @shown = qw(statement_timeout lock_timeout
   idle_in_transaction_session_timeout transaction_isolation
   transaction_read_only transaction_deferrable session_replication_role
-  row_security search_path);
+  row_security search_path exit_on_error);
 push @shown, 'transaction_timeout'
   if $node->pg_version >= 17;
 my $columns = join(', ', map { "current_setting('$_') AS $_" } @shown);
@@ -71,7 +71,8 @@ $ENV{PGOPTIONS} = '-c statement_timeout=0 -c lock_timeout=0'
   . ' -c default_transaction_read_only=off -c row_security=on'
   . ' -c session_replication_role=origin -c search_path=public'
   . ' -c default_transaction_isolation=read\ committed'
-  . ' -c default_transaction_deferrable=off -c role=postgres';
+  . ' -c default_transaction_deferrable=off -c role=postgres'
+  . ' -c exit_on_error=off';
 
 my $plain = look();
 like($plain, qr/"statement_timeout": "0"/, 'a flush sees no statement_timeout');
@@ -84,7 +85,7 @@ my @bad = (
 	q(default_transaction_read_only = on),
 	q(default_transaction_deferrable = on),
 	q(session_replication_role = 'replica'),
-	q(row_security = off), q(search_path = 'other'));
+	q(row_security = off), q(search_path = 'other'), q(exit_on_error = on));
 push @bad, q(transaction_timeout = '100ms')
   if grep { $_ eq 'transaction_timeout' } @shown;
 

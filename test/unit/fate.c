@@ -20,7 +20,7 @@
 
 #define KEPT		100000		/* tickets, as the documentation says */
 #define PAGE_SIZE	2048
-#define AREA_PAGES	4096		/* an eighth of them for fates */
+#define AREA_PAGES	1024		/* an eighth of them for fates */
 #define MAX_RECORDS	1000000
 
 static BatcherShared shared;
@@ -262,49 +262,70 @@ check_any_order(void)
 		  "in the memory that they may take");
 }
 
-/* Each with another fate than the one before: a page for each. */
+/* The fates of a batch are told one after the other. */
+static void
+check_fates(void)
+{
+	int			pages;
+	uint64		t;
+
+	set_up();
+	for (t = 1; t <= 20000; t++)
+		record(t, BATCHER_FATE_FLUSHED);
+	pages = count_pages();
+	batcher_fate_discard(&queue);
+	set_up();
+	for (t = 1; t <= 20000; t++)
+		record(t, BATCHER_FATE_FLUSHED + t % 4);
+	check(count_remembered() == 20000, "each ticket has its own fate");
+	check(count_pages() == pages, "which take no memory of their own");
+}
+
+/* Tickets that are far from each other take more memory than they may. */
 static void
 check_memory(void)
 {
 	const int	most = AREA_PAGES / 8;
+	const int	in_page = PAGE_SIZE / 10 - 8;	/* 9 bytes for each, or less */
 	bool		kept = true;
 	bool		bounded = true;
-	uint64		t;
+	uint64		far = UINT64CONST(1) << 55;
+	int			i;
 
 	set_up();
-	for (t = 1; t <= 5000; t++)
+	for (i = 1; i <= 60000; i++)
 	{
-		record(t, t % 2 ? BATCHER_FATE_FLUSHED : BATCHER_FATE_SUPERSEDED);
-		kept = kept && remembers(1) && remembers(Min(t, most));
+		record(i + i % 2 * far, BATCHER_FATE_SUPERSEDED);
+		kept = kept && remembers(1) && remembers(Min(i, most * in_page));
 		bounded = bounded && count_pages() <= most;
 	}
 	check(bounded, "fates take no more than an eighth of the memory");
-	check(kept && find(t - most - 1) == BATCHER_FATE_UNKNOWN,
+	check(kept && find(2) == BATCHER_FATE_UNKNOWN,
 		  "of which the oldest give way");
 
 	/* one queue has it all, another one comes */
-	for (t = 1; t <= 3000; t++)
-		record_in(&other, t, BATCHER_FATE_PURGED);
-	check(batcher_fate_find(other.key, 3000) == BATCHER_FATE_PURGED &&
+	for (i = 1; i <= 30000; i++)
+		record_in(&other, i, BATCHER_FATE_PURGED);
+	check(batcher_fate_find(other.key, 30000) == BATCHER_FATE_PURGED &&
 		  count_pages() <= most + 1,
 		  "each queue has a page in any case");
-	check(find(5000) == BATCHER_FATE_SUPERSEDED,
+	check(find(60000) == BATCHER_FATE_SUPERSEDED,
 		  "and takes none away from another one");
 
 	/* the area is full of rows */
 	pages_left = 0;
-	record(5001, BATCHER_FATE_FLUSHED);
-	record(5002, BATCHER_FATE_PURGED);
-	check(find(5002) == BATCHER_FATE_PURGED,
+	for (i = 60001; i <= 61000; i++)
+		record(i + i % 2 * far, BATCHER_FATE_FLUSHED);
+	check(find(61000) == BATCHER_FATE_FLUSHED,
 		  "where there is no room, the place of the oldest is taken");
 	batcher_fate_discard(&queue);
 	pages_left = 0;
-	record(5003, BATCHER_FATE_FLUSHED);
-	check(find(5003) == BATCHER_FATE_UNKNOWN,
+	record(61001, BATCHER_FATE_FLUSHED);
+	check(find(61001) == BATCHER_FATE_UNKNOWN,
 		  "what finds none is forgotten at once");
 	pages_left = 1;
-	record(5004, BATCHER_FATE_FLUSHED);
-	check(find(5004) == BATCHER_FATE_FLUSHED, "and what comes later is not");
+	record(61002, BATCHER_FATE_FLUSHED);
+	check(find(61002) == BATCHER_FATE_FLUSHED, "and what comes later is not");
 }
 
 /* Of a lane that its queue has no more. */
@@ -345,6 +366,7 @@ main(void)
 {
 	check_count();
 	check_any_order();
+	check_fates();
 	check_memory();
 	check_lanes();
 	printf("%d failed\n", failures);

@@ -393,7 +393,13 @@ sub has_killed
 	my ($node, $pid, $position) = @_;
 
 	return 0 unless ($pid || '') =~ /^\d+$/ && kill('KILL', $pid) == 1;
-	usleep(1_000) while kill(0, $pid) == 1;
+	my $end = time() + $timeout;
+
+	while (kill(0, $pid) == 1)
+	{
+		die "process $pid does not go" if time() > $end;
+		usleep(1_000);
+	}
 	wait_sql($node, 'SELECT true');
 	return slurp_file($node->logfile, $position) =~
 	  /\(PID $pid\) was terminated by signal 9/;
