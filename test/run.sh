@@ -227,7 +227,7 @@ PERL
 		TESTDIR="$WORK/tested/test" PG_REGRESS="$PGREGRESS" \
 		TESTDATADIR="$WORK/tested/test/tmp_check" \
 		TESTLOGDIR="$WORK/tested/test/tmp_check/log" \
-		timeout -k 20 $((PG_TEST_TIMEOUT_DEFAULT * 8)) perl "$WORK/harness.pl" \
+		timeout -k 20 $((PG_TEST_TIMEOUT_DEFAULT * 12)) perl "$WORK/harness.pl" \
 		"${PGREGRESS%/regress/pg_regress}/perl" "$WORK/tap_counts" $files \
 		</dev/null 2>&1 || status=$?
 	line=$(cat "$WORK/tap_counts" 2>/dev/null) || line="0 1 0"
