@@ -9,6 +9,7 @@ must have: the numbers "n" of a key grow.  In the queue of sums "n" is what
 is added.
 """
 
+import collections
 import contextlib
 import json
 import random
@@ -55,11 +56,14 @@ class Producer:
         self.conn = None
         self.ids = 0
         self.transactions = 0
+        self.past = collections.deque(maxlen=20)    # (row, ticket)
 
     def run(self, control):
         """Until it is told to stop; pauses when told to."""
         while not control.stopped():
-            control.pause_point()
+            if control.pause_point():
+                # The checker has let dead letters go.
+                self.past.clear()
             if not self.connect():
                 control.sleep(0.1)
                 continue
@@ -101,8 +105,12 @@ class Producer:
                            witness=t.witness)
         end = self.commit(t, finish)
         self.journal.write(end=end, t=t.name)
+        if end == ACKNOWLEDGED and t.ticket:
+            self.past.append((t.rows[-1], t.ticket))
         if end == ACKNOWLEDGED and t.ticket and self.rng.random() < 0.3:
-            self.wait_for_last(t)
+            self.ask_of(*self.past[-1], '300 ms')
+        elif self.past and self.rng.random() < 0.1:
+            self.ask_of(*self.rng.choice(self.past), '0')
         elif end == ACKNOWLEDGED and self.rng.random() < 0.02:
             self.attempt("SELECT batch_flush(NULL, '200 ms')")
 
@@ -292,38 +300,42 @@ class Producer:
             (rows[0][0], [self.payload(row) for row in rows],
              [row[2] for row in rows]))
 
-    def wait_for_last(self, t):
+    def ask_of(self, row, ticket, timeout):
         """What batch_wait says of a row is what one can see."""
-        queue, row, key, n = t.rows[-1]
+        queue, row_id, key, n = row
         q = QUEUES[queue]
-        if not q.has_target:
+        if not q.has_target or self.conn is None:
             return
         try:
             said, = self.conn.execute(
                 'SELECT batch_wait(%s, %s, %s)',
-                (queue, t.ticket, '300 ms')).fetchone()
+                (queue, ticket, timeout)).fetchone()
             seen, later = self.conn.execute(
                 'SELECT count(*) FILTER (WHERE id = %s),'
                 ' count(*) FILTER (WHERE key = %s AND n > %s)'
                 f' FROM torture.{queue} WHERE id = %s OR key = %s',
-                (row, key, n, row, key)).fetchone()
-            dead, = self.conn.execute(
-                'SELECT count(*) FROM batcher.dead_letter'
-                ' WHERE queue = %s AND ticket = %s',
-                (queue, t.ticket)).fetchone()
+                (row_id, key, n, row_id, key)).fetchone()
+            dead, dead_later = self.conn.execute(
+                'SELECT count(*) FILTER (WHERE ticket = %s),'
+                " count(*) FILTER (WHERE (payload->>'n')::bigint > %s)"
+                ' FROM batcher.dead_letter WHERE queue = %s'
+                ' AND (ticket = %s OR key = %s)',
+                (ticket, n, queue, ticket, key)).fetchone()
         except psycopg.Error:
             return
-        self.journal.write(said=said, t=t.name)
+        self.journal.write(said=said, queue=queue)
         true = {'flushed': seen == 1,
                 # dead letters go with their queue
                 'dead': seen == 0 and (dead == 1 or q.purged),
-                'superseded': q.supersedes and seen == 0 and later > 0,
+                'superseded': q.supersedes and seen == 0
+                and later + dead_later > 0,
                 'purged': q.purged and seen == 0}
         if not true.get(said, True):
             self.findings.add(
-                'misinformed', f'batch_wait says that row {row} of queue'
+                'misinformed', f'batch_wait says that row {row_id} of queue'
                 f' "{queue}" is {said}, and it is there {seen} times, {dead}'
-                f' times as a dead letter, and {later} later rows of its key')
+                f' times as a dead letter, with {later} later rows of its key'
+                f' and {dead_later} dead ones')
 
 
 def is_poison(row):

@@ -83,9 +83,12 @@ class Control:
         self.stop.wait(seconds)
 
     def pause_point(self):
-        if not self.go.is_set():
-            self.idle.set()
-            self.go.wait()
+        """Pause if told to; returns whether that was so."""
+        if self.go.is_set():
+            return False
+        self.idle.set()
+        self.go.wait()
+        return True
 
     # The other side.
 
