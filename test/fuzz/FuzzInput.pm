@@ -19,6 +19,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use FuzzTuple;
 use FuzzValue;
 
 our @EXPORT = qw(know_catalog prelude input must_flush must_end huge_inputs);
@@ -40,6 +41,7 @@ sub know_catalog
 		my ($what, @fields) = @$line;
 
 		push @relations, $fields[0] if $what eq 'relation';
+		know_column(@fields) if $what eq 'column';
 		push @settings, $fields[0] if $what eq 'setting';
 		push @options, \@fields if $what eq 'option';
 		next if $what ne 'function';
@@ -101,7 +103,8 @@ sub patient
 {
 	my ($sql) = @_;
 
-	return $sql if $sql !~ /batch_(flush|wait)\b|batcher\.enqueue_timeout/;
+	return $sql if $sql !~ /batch_(flush|wait)\b|batcher\.enqueue_timeout/
+	  || $sql =~ /^SET statement_timeout/;
 	return "SET statement_timeout = '$wait'; $sql"
 	  . "; SET statement_timeout = '$limit'" x 3;
 }
@@ -188,30 +191,39 @@ sub trigger
 	  . '; DROP TRIGGER IF EXISTS fuzz ON t1';
 }
 
-# What a restore may bring, and what nobody should do; none of it stays.
+# What a restore may bring: tuples that stay, as a rule.  All queues are held
+# then; they go on, so that a worker reads what has come.
+sub restore
+{
+	my @tuples = map { [ insert_tuple() ] } 1 .. pick(1, 1, 2, 4);
+	my $queue = quote(pick(@POOL));
+	my $then = pick(
+		\&look, \&enqueue,
+		sub { "SELECT batch_flush($queue, '0')" },
+		sub { call(function(qr/batch_(wait|retry_dead|purge|get_pending)/)) },
+		sub { "SELECT batch_purge($queue)" });
+
+	return "SET statement_timeout = '$limit'; BEGIN; "
+	  . join('', map { "$_->[0]; " } @tuples)
+	  . look() . '; '
+	  . pick('COMMIT', 'COMMIT', 'COMMIT', 'ROLLBACK') . '; '
+	  . q(SELECT format('SELECT batch_resume(%L)', queue) FROM batcher.queue)
+	  . ' WHERE paused \gexec \\\\ '
+	  . patient($then->()) . '; '
+	  . join('', map { $_->[1] } @tuples)
+	  . 'SELECT 1';
+}
+
+# What nobody should do; none of it stays.
 sub direct
 {
-	my $number = quote(integer_raw());
-	my $tuple = join ', ',
-	  quote(integer_raw()), quote(integer_raw()), 'now()',
-	  pick(1, 2, 3, integer_raw() % 1000), 0, quote(text_raw()),
-	  expression('', 'bigint[]'), expression('', 'jsonb[]'),
-	  expression('', 'text[]'), expression('', 'text[]'),
-	  map { expression('', $_) } 'integer[]', 'integer[]', 'boolean[]';
-
 	return 'BEGIN; '
 	  . pick(
-		"INSERT INTO batcher.spool VALUES ($tuple)",
 		'UPDATE batcher.queue_definition SET name = ' . quote(name_raw()),
 		'UPDATE batcher.queue_definition SET options = '
 		  . quote(json_raw(2)) . '::jsonb',
 		'DELETE FROM batcher.queue_definition',
 		'TRUNCATE ' . pick(@relations),
-		"INSERT INTO batcher.queue_definition VALUES ($number, "
-		  . quote(name_raw()) . ", 10, 'postgres', "
-		  . quote(statement_raw()) . ", 'x', "
-		  . quote(options_raw()) . "::jsonb, false, NULL, now()); "
-		  . look(),
 		'DROP EXTENSION batcher CASCADE; '
 		  . pick('CREATE EXTENSION batcher; ', '') . enqueue())
 	  . '; ROLLBACK';
@@ -236,7 +248,7 @@ sub maintain
 my @kinds = (
 	(\&enqueue) x 30, (\&define) x 25, (\&anything) x 20,
 	(\&transaction) x 10, (\&look) x 4, (\&with_setting) x 4,
-	(\&trigger) x 3, (\&direct) x 3, (\&maintain) x 1);
+	(\&trigger) x 3, (\&restore) x 8, (\&direct) x 2, (\&maintain) x 1);
 
 sub input
 {
@@ -275,6 +287,7 @@ sub prelude
 		"SET statement_timeout = '${patience}s';",
 		q(SELECT format('SELECT batch_drop_queue(%L, true)', queue))
 		  . q( FROM batcher.queue \gexec),
+		orphans() . ';',
 		'DROP TABLE IF EXISTS t1, t2;',
 		'CREATE TABLE t1 (id bigserial, v jsonb);',
 		'CREATE TABLE t2 (k text PRIMARY KEY, n bigint);',
@@ -315,6 +328,7 @@ sub must_end
 
 	return (
 		"SET statement_timeout = '${patience}s';",
+		orphans() . ';',
 		'SELECT batch_drop_queue(queue, true) FROM batcher.queue;',
 		'SELECT 1 / (count(*) = 0)::int FROM batcher.spool;',
 		'DROP EXTENSION batcher CASCADE;');

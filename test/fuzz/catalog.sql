@@ -1,5 +1,5 @@
 -- What there is to be called, one line for each: functions with their
--- arguments, views and tables, settings, options, types of triggers.
+-- arguments, views and tables, their columns, settings, options.
 SELECT 'function', quote_ident(n.nspname) || '.' || quote_ident(p.proname),
         p.prorettype::regtype, p.pronargdefaults,
         array_to_string(p.proargnames[1:p.pronargs], ' '),
@@ -15,6 +15,13 @@ SELECT 'relation', 'batcher.' || quote_ident(relname)
     FROM pg_class
     WHERE relnamespace = 'batcher'::regnamespace AND relkind IN ('r', 'v')
     ORDER BY relname COLLATE "C";
+SELECT 'column', c.oid::regclass, a.attname, format_type(a.atttypid, NULL),
+        a.attnotnull
+    FROM pg_class c
+    JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'batcher'::regnamespace AND c.relkind = 'r'
+        AND a.attnum > 0 AND NOT a.attisdropped
+    ORDER BY c.relname COLLATE "C", a.attnum;
 SELECT 'setting', name
     FROM pg_settings
     WHERE name LIKE 'batcher.%' AND context IN ('user', 'superuser')

@@ -9,7 +9,7 @@
 # server.  Two clients work in databases of different encodings.
 #
 # FUZZ_SEED       the same seed gives the same inputs; the time if not set
-# FUZZ_HUGE       size of the largest values in bytes (2000000)
+# FUZZ_HUGE       size of the largest values in bytes (2000000; at most 1000000000)
 # FUZZ_PATIENCE   a call that waits for nothing returns in so many seconds (30)
 # BATCHER_PREFIX  see test/README.md: assertions are worth having here
 #
@@ -67,10 +67,21 @@ note "seed=$SEED"
 as_pg perl "$WORK/fuzz/test/fuzz/fuzz.pl" "$PGBIN/psql" "$SEED" "$INPUTS" \
 	"${FUZZ_HUGE:-2000000}" utf8 sql_ascii </dev/null || STATUS=1
 stop_server data || STATUS=1
-if grep -aE "$WRONG" "$WORK/data.log" >"$WORK/wrong"; then
+# What cannot be read of what a restore has brought is a dead letter, and said:
+# once for many, in the log.  If it never is, nobody has tried.
+UNREADABLE=' XX001 (WARNING|ERROR):  a tuple of the spool '
+if grep -aE "$WRONG" "$WORK/data.log" |
+	grep -avE "$UNREADABLE" >"$WORK/wrong"; then
 	note "In the server's log:"
 	cut -c 1-1000 "$WORK/wrong" | head -n 20
 	STATUS=1
 fi
 note "wrong_log_lines=$(wc -l <"$WORK/wrong")"
+unreadable=$(grep -acE ' batcher worker XX001 ERROR:  a tuple of the spool ' \
+	"$WORK/data.log") || true
+note "unreadable_tuples=$unreadable"
+if [ "$INPUTS" -ge 5000 ] && [ "$unreadable" -eq 0 ]; then
+	note "No worker has read a tuple that a restore brought."
+	STATUS=1
+fi
 exit $STATUS

@@ -103,6 +103,7 @@ class Checker:
         for name, t in transactions.items():
             if t['end'] != ABORTED:
                 self.check_transaction(name, t, no_crash_since)
+        self.check_fates(conn, transactions, arrivals, dead)
         self.check_order(arrivals, again)
         for queue in self.sums:
             self.check_sums(conn, queue, transactions, dead)
@@ -145,6 +146,7 @@ class Checker:
                     line['t'], dict(rows=[], witness=False, begun=line['at']))
                 t['ended'] = line['at']
                 t['end'] = line['end']
+                t['ticket'] = line.get('ticket')
                 for row in line.get('gone', ()):
                     self.fate[row] = 'of a transaction that was rolled back'
         for name, t in transactions.items():
@@ -262,6 +264,34 @@ class Checker:
             self.find('lost' if t['end'] == ACKNOWLEDGED else 'torn',
                       f'{text}: transaction {name}, {t["end"]}, from'
                       f' {stamp(t["begun"])} to {stamp(t["ended"])}')
+
+    def check_fates(self, conn, transactions, arrivals, dead):
+        """Of what was enqueued alone batch_wait says what became of it.
+
+        Where a server has stopped since, it may know nothing any more.
+        """
+        flushed = {row for rows in arrivals.values() for _, row, _, _ in rows}
+        died = {row for _, _, row, _, _ in dead}
+        for t in transactions.values():
+            if not t.get('ticket') or t['end'] == ABORTED:
+                continue
+            queue, row, key, n = t['rows'][-1]
+            q = QUEUES[queue]
+            if not q.has_target:
+                continue
+            said, = conn.execute("SELECT batch_wait(%s, %s, '0')",
+                                 (queue, t['ticket'])).fetchone()
+            self.counts[f'asked_{said}'] += 1
+            true = {'flushed': row in flushed,
+                    # dead letters go with their queue
+                    'dead': row in died or q.purged and row not in flushed,
+                    'superseded': row not in flushed
+                    and self.is_superseded(queue, key, n),
+                    'purged': q.purged and row not in flushed,
+                    'pending': row in self.waiting}
+            if not true.get(said, True):
+                self.find('misinformed', 'at the end batch_wait says that row'
+                          f' {row} of queue "{queue}" is {said}')
 
     def check_order(self, arrivals, again):
         for queue, rows in arrivals.items():

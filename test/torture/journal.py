@@ -11,7 +11,7 @@ ended.  A line is JSON: which transaction ("t"), when ("at"), and
 
 or "end", one of ACKNOWLEDGED, ABORTED (an error or a rollback, whatever rows
 there were have ids in "gone"), and UNKNOWN: the connection broke in the
-commit.  "said" is what batch_wait said of a row, which is counted.  The lines
+commit; with the "ticket" of its only row, if known.  "said" is what batch_wait said of a row, which is counted.  The lines
 survive their writer, but not the machine; nor need they.
 
 A listener writes what it is told: "connected": true when it listens on a new

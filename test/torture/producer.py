@@ -104,7 +104,7 @@ class Producer:
         self.journal.write(t=t.name, begun=t.begun, rows=t.rows, gone=t.gone,
                            witness=t.witness)
         end = self.commit(t, finish)
-        self.journal.write(end=end, t=t.name)
+        self.journal.write(end=end, t=t.name, ticket=t.ticket)
         if end == ACKNOWLEDGED and t.ticket:
             self.past.append((t.rows[-1], t.ticket))
         if end == ACKNOWLEDGED and t.ticket and self.rng.random() < 0.3:
@@ -257,12 +257,16 @@ class Producer:
         """[queue, id, key, n]"""
         self.ids += 1
         key = f'{self.number}.{self.rng.randrange(KEYS)}'
+        if QUEUES[queue].supersedes:
+            # of few keys, so that some row always comes upon another one
+            key = f'{self.number}.0'
         if QUEUES[queue].has_sums:
             n = self.rng.randint(1, 1000)
         else:
-            # Half of the rows have no key; numbers grow all the same.
+            # Half of the rows have no key, as a rule; numbers grow all the same.
             n = self.ids
-            key = key if self.rng.random() < 0.5 else None
+            keyed = 0.9 if QUEUES[queue].supersedes else 0.5
+            key = key if self.rng.random() < keyed else None
         row = [queue, (self.number << ID_BITS) + self.ids, key, n]
         t.rows.append(row)
         return row

@@ -299,7 +299,7 @@ class Torture:
             ('to_be_told', counts['to_be_told']),
             ('messages', self.received.value),
             *sorted((name, n) for name, n in counts.items()
-                    if name.startswith('waited_')),
+                    if name.startswith(('asked_', 'waited_'))),
             ('transactions_acknowledged', counts['acknowledged']),
             ('transactions_aborted', counts['aborted']),
             ('transactions_unknown', counts['unknown']),

@@ -223,7 +223,7 @@ QUEUES = {q.name: q for q in (
     # come for a while.
     Queue('latest', dict(key_policy='last', debounce='100 ms',
                          max_wait='500 ms', notify_channel='latest',
-                         notify_format='rows')),
+                         notify_format='rows'), weight=6),
     # Rows of a key that wait become one.
     Queue('blend', dict(flush_interval='150 ms', key_policy='merge',
                         notify_channel='shared'), statement=BLEND),
