@@ -103,6 +103,7 @@ get_executor(BatcherLaneView *view)
 {
 	BatcherExecutor *executor = view->executor;
 	BatcherRowType *known;
+	uint64		known_number;
 	char	   *target_name;
 
 	if (executor == NULL)
@@ -116,11 +117,12 @@ get_executor(BatcherLaneView *view)
 		view->executor = executor;
 	}
 	known = executor->row_type;
+	known_number = known ? known->number : 0;
 	executor->row_type = NULL;	/* it may be freed, and what follows fail */
 	executor->row_type = batcher_statement_types(view->def, known, &target_name);
 	if (executor->row_type)		/* so it goes with this, whatever fails */
 		MemoryContextSetParent(executor->row_type->cxt, executor->cxt);
-	if (executor->row_type != known ||
+	if ((executor->row_type ? executor->row_type->number : 0) != known_number ||
 		(target_name && executor->target_name &&
 		 strcmp(target_name, executor->target_name) != 0))
 	{

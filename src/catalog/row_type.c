@@ -178,12 +178,14 @@ make_row_type(Oid type, Oid target, bool checking)
  * What a composite type is now; 'target': the relation that its rows are
  * inserted into, or InvalidOid; 'checking': to check payloads, not to flush
  * them.  'known' is returned if nothing has changed since it was made, and is
- * freed otherwise; it may be NULL.  NULL if the type or the target is gone.
+ * freed otherwise, and what comes may have its place: 'number' tells whether it
+ * is another.  'known' may be NULL.  NULL if the type or the target is gone.
  */
 BatcherRowType *
 batcher_row_type_refresh(BatcherRowType *known, Oid type, Oid target,
 						 bool checking)
 {
+	static uint64 last_number = 0;
 	uint64		identifier = type_identifier(type);
 	uint64		target_identifier = 0;
 
@@ -204,6 +206,7 @@ batcher_row_type_refresh(BatcherRowType *known, Oid type, Oid target,
 	if (identifier == 0)
 		return NULL;
 	known = make_row_type(type, target, checking);
+	known->number = ++last_number;
 	known->identifier = identifier;
 	known->target_identifier = target_identifier;
 	return known;

@@ -50,6 +50,7 @@ typedef struct BatcherColumn
 typedef struct BatcherRowType
 {
 	MemoryContext cxt;			/* of all of it */
+	uint64		number;			/* of each that was made another; not its place */
 	Oid			type;
 	uint64		identifier;		/* differs when the type has changed */
 	Oid			target;			/* InvalidOid: none */

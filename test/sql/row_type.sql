@@ -123,6 +123,34 @@ ALTER TYPE ty_row ALTER ATTRIBUTE name TYPE text;
 SELECT batch_flush('ty');
 SELECT id, name FROM ty_out;
 
+-- The statement is prepared anew for the columns that there are, in whatever
+-- place.
+CREATE TYPE ty_moved AS (a text, b text);
+CREATE TABLE ty_seen (a text, b text, topic text, key text);
+CREATE FUNCTION ty_tell(a text) RETURNS text LANGUAGE sql AS $$
+    INSERT INTO ty_seen VALUES (a, 'told') RETURNING 'channel'
+$$;
+SELECT batch_create_queue('ty moved', 'INSERT INTO ty_seen SELECT a, b, batch_topic, batch_key FROM batch', row_type => 'ty_moved',
+    options => '{"flush_interval": "1 h", "notify_sql": "SELECT ty_tell(a), b FROM batch"}');
+SELECT batch_enqueue('ty moved', '{"a": "A1", "b": "B1"}', 'key', topic => 'topic') > 0 AS has_ticket;
+SELECT batch_flush('ty moved');
+ALTER TYPE ty_moved DROP ATTRIBUTE a;
+ALTER TYPE ty_moved ADD ATTRIBUTE a text;
+SELECT batch_enqueue('ty moved', '{"a": "A2", "b": "B2"}', 'key', topic => 'topic') > 0 AS has_ticket;
+SELECT batch_flush('ty moved');
+ALTER TYPE ty_moved ADD ATTRIBUTE c text;
+SELECT batch_enqueue('ty moved', '{"a": "A3", "b": "B3"}', 'key', topic => 'topic') > 0 AS has_ticket;
+SELECT batch_flush('ty moved');
+ALTER TYPE ty_moved DROP ATTRIBUTE a;
+SELECT batch_enqueue('ty moved', '{"b": "B4", "c": "C4"}', 'key', topic => 'topic') > 0 AS has_ticket;
+SELECT batch_flush('ty moved') >= 0 AS done;
+SELECT breaker_state, breaker_reason FROM batcher.status WHERE queue = 'ty moved';
+SELECT * FROM ty_seen ORDER BY b, a;
+SELECT batch_drop_queue('ty moved', true);
+DROP TABLE ty_seen;
+DROP FUNCTION ty_tell(text);
+DROP TYPE ty_moved;
+
 -- The type goes: the breaker opens and says why; rows wait unchecked until
 -- there is another one.
 SELECT batch_enqueue('ty', '{"id": 30}') > 0 AS has_ticket;

@@ -208,9 +208,24 @@ SELECT batch_flush('ta rights');
 SELECT id FROM ta_rights ORDER BY id;
 SELECT payload, sqlstate FROM batcher.dead_letter WHERE queue = 'ta rights' ORDER BY ticket;
 
+-- Columns of the target move.
+CREATE TABLE ta_moved (a text, b text, c text);
+SELECT batch_create_queue('ta moved', target => 'ta_moved', options => '{"flush_interval": "1 h"}');
+SELECT batch_enqueue('ta moved', '{"a": "A1", "b": "B1"}') > 0 AS has_ticket;
+SELECT batch_flush('ta moved');
+ALTER TABLE ta_moved DROP COLUMN b;
+ALTER TABLE ta_moved ADD COLUMN b text;
+SELECT batch_enqueue('ta moved', '{"a": "A2", "c": "C2"}') > 0 AS has_ticket;
+SELECT batch_flush('ta moved');
+ALTER TABLE ta_moved RENAME COLUMN a TO z;
+SELECT batch_enqueue('ta moved', '{"z": "Z3", "b": "B3"}') > 0 AS has_ticket;
+SELECT batch_flush('ta moved');
+SELECT z, b, c FROM ta_moved ORDER BY z;
+SELECT breaker_state, breaker_reason FROM batcher.status WHERE queue = 'ta moved';
+
 SELECT batch_drop_queue(queue, true) FROM batcher.queue WHERE queue LIKE 'ta%';
 SET client_min_messages = warning;
-DROP TABLE ta_known, ta_next, ta_part, ta_statement, ta_rights, ta_temp CASCADE;
+DROP TABLE ta_moved, ta_known, ta_next, ta_part, ta_statement, ta_rights, ta_temp CASCADE;
 DROP MATERIALIZED VIEW ta_matview;
 DROP SCHEMA ta_other;
 DROP TYPE ta_row, ta_color;
