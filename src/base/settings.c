@@ -162,6 +162,8 @@ batcher_settings_override(void)
 		{"row_security", "on"},
 		{"zero_damaged_pages", "off"},
 		{"exit_on_error", "off"},
+		{"vacuum_cost_delay", "0"}, /* of the spool, while others wait */
+		{"xmloption", "content"},	/* what was enqueued under either */
 		{"max_parallel_workers_per_gather", "0"},
 	};
 	int			i;

@@ -25,6 +25,9 @@
 
 #define WHAT	"notify_sql"
 
+#define MESSAGES_MAX	(64 * 1024 * 1024)	/* bytes, of one flush */
+#define MESSAGE_OVERHEAD	128	/* what a short one takes besides, about */
+
 /* The prepared SELECT. */
 struct BatcherTeller
 {
@@ -40,6 +43,7 @@ typedef struct Receiver
 	DestReceiver pub;			/* must be first */
 	MemoryContext cxt;			/* of one row */
 	Oid			payload_type;	/* TEXTOID or JSONBOID */
+	Size		bytes;			/* of all messages so far, about */
 } Receiver;
 
 /* Context of errors; as in executor.c. */
@@ -137,6 +141,18 @@ check_length(const char *channel, int len, int max)
 						   BATCHER_MESSAGE_MAX - BATCHER_NUMBER_MAX)));
 }
 
+/* A flush keeps its messages until it commits. */
+static void
+check_bytes(Receiver *receiver, Size more)
+{
+	receiver->bytes += more + MESSAGE_OVERHEAD;
+	if (receiver->bytes > MESSAGES_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("messages of one flush take more than %d MB",
+						MESSAGES_MAX / (1024 * 1024))));
+}
+
 static void
 receiver_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
 {
@@ -170,6 +186,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		else
 			message = TextDatumGetCString(payload);
 		len = strlen(message);
+		check_bytes(receiver, strlen(channel) + len);
 		if (json && JB_ROOT_IS_OBJECT(json))
 		{
 			check_length(channel, len,

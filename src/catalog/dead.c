@@ -60,7 +60,10 @@ clipped_text(const char *s, char *null)
 	return PointerGetDatum(cstring_to_text_with_len(s, pg_mbcliplen(s, strlen(s), TEXT_MAX)));
 }
 
-/* Store a dead letter. */
+/*
+ * Store a dead letter.  If there is one with its ticket, because a restore has
+ * set the tickets back, it gets another: none is lost.
+ */
 static void
 insert_dead(Datum *values, char *nulls)
 {
@@ -70,18 +73,16 @@ insert_dead(Datum *values, char *nulls)
 		TIMESTAMPTZOID
 	};
 
-	(void) batcher_catalog_write("INSERT INTO batcher.dead_row (queue_id, ticket,"
-						  " key, topic, priority, payload, sqlstate, message,"
-						  " detail, context, attempts, enqueued_at,"
-						  " enqueued_by, enqueuer, died_at) VALUES ($1, $2,"
-						  " $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-						  " $14, $15)"
-						  " ON CONFLICT (queue_id, ticket) DO UPDATE SET"
-						  " (key, topic, priority, payload, sqlstate, message,"
-						  " detail, context, attempts, enqueued_at,"
-						  " enqueued_by, enqueuer, died_at) = ROW ($3, $4, $5,"
-						  " $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-						  NUM_COLS, types, values, nulls, NULL);
+	while (batcher_catalog_write("INSERT INTO batcher.dead_row (queue_id, ticket,"
+								 " key, topic, priority, payload, sqlstate,"
+								 " message, detail, context, attempts,"
+								 " enqueued_at, enqueued_by, enqueuer, died_at)"
+								 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,"
+								 " $10, $11, $12, $13, $14, $15)"
+								 " ON CONFLICT (queue_id, ticket) DO NOTHING",
+								 NUM_COLS, types, values, nulls, NULL) == 0)
+		values[COL_TICKET - 1] =
+			Int64GetDatum(batcher_number_take(batcher_catalog_database()));
 }
 
 /*

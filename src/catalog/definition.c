@@ -307,6 +307,20 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 		nulls[COL_PAUSE_REASON - 1] = 'n';
 }
 
+/* Is there a queue with this id? */
+static bool
+is_id_taken(int32 id)
+{
+	ListCell   *lc;
+
+	foreach(lc, batcher_definition_list())
+	{
+		if (((BatcherQueueDef *) lfirst(lc))->id == id)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Store a new definition; its id is given here and returned.
  */
@@ -318,8 +332,12 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	Datum		values[NUM_COLS];
 	char		nulls[NUM_COLS];
 
-	copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
-							   false);
+	do
+	{
+		/* a restore may have set it back */
+		copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
+								   false);
+	} while (is_id_taken(copy.id));
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"

@@ -41,9 +41,9 @@ replace_columns(TriggerData *trigdata, int n, const char **names,
 }
 
 /*
- * Rows have come into the spool: hold every queue.  The queues of a restored
- * database are held as they arrive; this is for rows that are restored into a
- * database that had its queues already.
+ * Rows have come into the spool, or grants: hold every queue.  The queues of a
+ * restored database are held as they arrive; this is for what is restored into
+ * a database that had its queues already.
  */
 static void
 hold_all_queues(void)
@@ -192,7 +192,9 @@ batcher_arrived(PG_FUNCTION_ARGS)
 						"batcher",
 						RelationGetRelationName(trigdata->tg_relation))));
 	batcher_change_note_arrival();
-	if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
+	if (RelationGetRelid(trigdata->tg_relation) == cat->grant_table)
+		hold_all_queues();		/* so that batch_resume looks for the role */
+	else if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
 	{
 		hold_all_queues();
 		skip_numbers(trigdata, false);

@@ -100,6 +100,13 @@ SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''a'', ''b'' INTO x"}');
 SELECT batch_alter_queue('ns', '{"notify_sql": "(SELECT ''a''::text, ''b''::text INTO x) UNION SELECT ''c'', ''d''"}');
 SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''a''::text, ''b''::text INTO x UNION SELECT ''c'', ''d'' EXCEPT SELECT ''e'', ''f''"}');
 SELECT batch_alter_queue('ns', '{"notify_sql": 5}');
+-- The messages of a flush take no more than so much.
+SELECT batch_create_queue('ns much', options => '{"flush_interval": "1 h", "max_attempts": 1,
+    "notify_sql": "SELECT ''ns_nobody'', repeat(''x'', 7000) FROM batch, generate_series(1, payload::int)"}');
+SELECT batch_enqueue_many('ns much', '{1,10000,2}') AS n;
+SELECT batch_flush('ns much');
+SELECT payload, sqlstate, message FROM batcher.dead_letter WHERE queue = 'ns much';
+SELECT batch_drop_queue('ns much');
 CREATE TEMP TABLE ns_temp (a text);
 SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT a, a FROM ns_temp"}');
 SELECT options->'notify_sql' AS notify_sql FROM batcher.queue WHERE queue = 'ns';

@@ -117,6 +117,33 @@ SELECT queue, breaker_reason FROM batcher.status WHERE breaker_state = 'open' OR
 SELECT queue, ticket, payload FROM batcher.pending ORDER BY ticket;
 SELECT count(batch_drop_queue(queue, true)) FROM batcher.queue WHERE queue ~ '^rr1';
 
+-- Numbers that a restore has set back: no dead letter takes the place of another,
+-- and a queue gets a number that is free.
+SELECT batch_create_queue('rr dead', 'SELECT 1 / (payload::int - payload::int) FROM batch', options => '{"flush_interval": "1 h", "max_attempts": 1}');
+SELECT batch_enqueue('rr dead', '1') AS ticket \gset
+SELECT batch_flush('rr dead') >= 0 AS done;
+BEGIN;
+SELECT rr_restore(500000, jsonb_build_object('ticket', :ticket, 'payload', 2,
+    'queue_id', (SELECT id FROM batcher.queue_definition WHERE name = 'rr dead')));
+COMMIT;
+SELECT batch_resume();
+SELECT batch_flush('rr dead') >= 0 AS done;
+SELECT ticket = :ticket AS same_ticket, payload FROM batcher.dead_letter WHERE queue = 'rr dead' ORDER BY payload;
+SELECT setval('batcher.queue_id', min(id) - 1) < 0 AS set_back FROM batcher.queue_definition WHERE id > 1;
+SELECT batch_create_queue('rr other');
+SELECT count(*) = count(DISTINCT id) AS different FROM batcher.queue_definition;
+-- Grants that come alone are those of the roles of their names after batch_resume.
+CREATE ROLE regress_batcher_rr;
+SELECT batch_grant('rr other', 'regress_batcher_rr', 'enqueue');
+INSERT INTO batcher.queue_grant (queue_id, role, role_name, privilege)
+    SELECT id, 0, 'regress_batcher_rr', unnest('{enqueue,manage}'::text[]) FROM batcher.queue_definition WHERE name = 'rr other';
+SELECT paused, pause_reason FROM batcher.queue WHERE queue = 'rr other';
+SELECT batch_resume();
+SELECT paused, grants FROM batcher.queue WHERE queue = 'rr other';
+SELECT count(*) FILTER (WHERE role = 0) AS unresolved, count(*) FROM batcher.queue_grant;
+SELECT batch_drop_queue('rr other'), batch_drop_queue('rr dead');
+DROP ROLE regress_batcher_rr;
+
 SELECT batch_drop_queue('rr', true), batch_drop_queue('rr zero');
 DROP FUNCTION rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb, text);
 DROP TABLE rr_target;

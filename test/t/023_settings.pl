@@ -20,7 +20,8 @@ my $node = new_node('settings', "batcher.flush_interval = '10ms'");
 my @shown = qw(statement_timeout lock_timeout
   idle_in_transaction_session_timeout transaction_isolation
   transaction_read_only transaction_deferrable session_replication_role
-  row_security search_path exit_on_error);
+  row_security search_path exit_on_error vacuum_cost_delay
+  xmloption);
 push @shown, 'transaction_timeout'
   if $node->pg_version >= 17;
 my $columns = join(', ', map { "current_setting('$_') AS $_" } @shown);
@@ -85,7 +86,8 @@ my @bad = (
 	q(default_transaction_read_only = on),
 	q(default_transaction_deferrable = on),
 	q(session_replication_role = 'replica'),
-	q(row_security = off), q(search_path = 'other'), q(exit_on_error = on));
+	q(row_security = off), q(search_path = 'other'), q(exit_on_error = on),
+	q(vacuum_cost_delay = '100ms'), q(xmloption = 'document'));
 push @bad, q(transaction_timeout = '100ms')
   if grep { $_ eq 'transaction_timeout' } @shown;
 
