@@ -307,13 +307,13 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 		nulls[COL_PAUSE_REASON - 1] = 'n';
 }
 
-/* Is there a queue with this id? */
+/* Does one of these queues have this id? */
 static bool
-is_id_taken(int32 id)
+is_id_taken(List *defs, int32 id)
 {
 	ListCell   *lc;
 
-	foreach(lc, batcher_definition_list())
+	foreach(lc, defs)
 	{
 		if (((BatcherQueueDef *) lfirst(lc))->id == id)
 			return true;
@@ -328,6 +328,7 @@ int32
 batcher_definition_insert(const BatcherQueueDef *def)
 {
 	BatcherQueueDef copy = *def;
+	List	   *others = batcher_definition_list();
 	Oid			types[NUM_COLS];
 	Datum		values[NUM_COLS];
 	char		nulls[NUM_COLS];
@@ -337,7 +338,7 @@ batcher_definition_insert(const BatcherQueueDef *def)
 		/* a restore may have set it back */
 		copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
 								   false);
-	} while (is_id_taken(copy.id));
+	} while (is_id_taken(others, copy.id));
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"
