@@ -377,19 +377,27 @@ make_chunk(BatcherRowParts *rows, int n, const char **why)
 }
 
 /*
- * When the rows of a tuple were enqueued.  What a restore brings may say
- * anything, and clocks go wrong: for a time that cannot be true, it is now.
+ * What a restore brings may say anything, and clocks go wrong: for a time that
+ * cannot be true, it is now.
+ */
+static TimestampTz
+true_time(TimestampTz enqueued_at)
+{
+	TimestampTz now = batcher_clock_now();
+
+	return enqueued_at > 0 && enqueued_at < now ? enqueued_at : now;
+}
+
+/*
+ * When the rows of a tuple were enqueued; where it says what cannot be, now.
  */
 TimestampTz
 batcher_spool_tuple_time(HeapTuple tuple, TupleDesc desc)
 {
 	bool		isnull;
-	TimestampTz enqueued_at =
-		DatumGetTimestampTz(heap_getattr(tuple, COL_ENQUEUED_AT, desc,
-										 &isnull));
-	TimestampTz now = batcher_clock_now();
+	Datum		enqueued_at = heap_getattr(tuple, COL_ENQUEUED_AT, desc, &isnull);
 
-	return !isnull && enqueued_at > 0 && enqueued_at < now ? enqueued_at : now;
+	return true_time(isnull ? 0 : DatumGetTimestampTz(enqueued_at));
 }
 
 /*
@@ -419,8 +427,7 @@ batcher_spool_read(Relation spool, HeapTuple tuple, const char **why)
 		return NULL;
 	chunk->number = DatumGetInt64(values[COL_NUMBER]);
 	chunk->enqueued_at = DatumGetTimestampTz(values[COL_ENQUEUED_AT]);
-	chunk->committed_at = batcher_spool_tuple_time(tuple,
-												   RelationGetDescr(spool));
+	chunk->committed_at = true_time(chunk->enqueued_at);
 	chunk->enqueued_by = DatumGetObjectId(values[COL_ENQUEUER]);
 	chunk->tid = tuple->t_self;
 	batcher_private_chunk(chunk)->home = DatumGetInt64(values[COL_HOME]);
