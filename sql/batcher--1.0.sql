@@ -13,14 +13,21 @@ GRANT USAGE ON SCHEMA batcher TO PUBLIC;
 -- decide who sees what.
 --
 
-CREATE SEQUENCE batcher.queue_id AS integer;
-COMMENT ON SEQUENCE batcher.queue_id IS 'numbers of queues';
-
 -- The bound below which tickets and chunk numbers are given from memory.
 CREATE SEQUENCE batcher.number INCREMENT BY 1048576;
 COMMENT ON SEQUENCE batcher.number IS
 'upper bound of the tickets given so far';
 
+-- A dump carries that bound as a row of this table, which its trigger takes for
+-- the sequence.  The sequence itself would be set back where it is above.
+CREATE TABLE batcher.number_bound (
+    bound bigint
+);
+COMMENT ON TABLE batcher.number_bound IS
+'always empty; carries the bound of tickets from a dump to batcher.number';
+
+-- 'id' is random, so that what a restore brings for a queue is never taken as
+-- that of another one that was here before.
 CREATE TABLE batcher.queue_definition (
     id integer PRIMARY KEY,
     name text COLLATE "C" NOT NULL UNIQUE,
@@ -130,8 +137,9 @@ CREATE TABLE batcher.dead_row (
 COMMENT ON TABLE batcher.dead_row IS
 'rows that failed too often; see the view batcher.dead_letter';
 
-SELECT pg_catalog.pg_extension_config_dump('batcher.queue_id', '');
-SELECT pg_catalog.pg_extension_config_dump('batcher.number', '');
+SELECT pg_catalog.pg_extension_config_dump('batcher.number_bound',
+    'AS b (stored) RIGHT JOIN (SELECT s.last_value FROM batcher.number AS s)
+         AS s (bound) ON true');
 -- A role, a relation and a type are restored by their names, so a dump has to
 -- carry the names of today, which the tables do not: ALTER ROLE tells us
 -- nothing.  What follows the name of the table in the query of pg_dump is ours;
@@ -176,6 +184,10 @@ REVOKE ALL ON FUNCTION batcher.arrived() FROM PUBLIC;
 COMMENT ON FUNCTION batcher.arrived() IS
 'trigger: hold what a restore brings, skip what logical replication brings, refuse changes by hand';
 
+CREATE TRIGGER arrived
+    BEFORE INSERT OR UPDATE OR DELETE ON batcher.number_bound
+    FOR EACH ROW EXECUTE FUNCTION batcher.arrived();
+ALTER TABLE batcher.number_bound ENABLE ALWAYS TRIGGER arrived;
 CREATE TRIGGER arrived
     BEFORE INSERT OR UPDATE OR DELETE ON batcher.queue_definition
     FOR EACH ROW EXECUTE FUNCTION batcher.arrived();

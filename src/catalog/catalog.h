@@ -27,7 +27,7 @@ typedef struct BatcherCatalog
 	Oid			dead_table;		/* batcher.dead_row */
 	Oid			dead_index;		/* its primary key */
 	Oid			number_sequence;	/* batcher.number */
-	Oid			queue_id_sequence;	/* batcher.queue_id */
+	Oid			number_table;	/* batcher.number_bound */
 } BatcherCatalog;
 
 /*
@@ -105,6 +105,7 @@ extern BatcherSharedDatabase *batcher_catalog_database(void);
 extern uint64 batcher_number_take(BatcherSharedDatabase *db);
 extern void batcher_number_refill_early(BatcherSharedDatabase *db);
 extern void batcher_number_renew(BatcherSharedDatabase *db, uint64 upto);
+extern void batcher_number_raise(uint64 bound);
 
 /* definition.c */
 extern void batcher_definition_missing(const char *name, int len);

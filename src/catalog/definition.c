@@ -18,8 +18,8 @@
 #include "base/debug.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_type.h"
-#include "commands/sequence.h"
 #include "common/hashfn.h"
+#include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -322,7 +322,9 @@ is_id_taken(List *defs, int32 id)
 }
 
 /*
- * Store a new definition; its id is given here and returned.
+ * Store a new definition; its id is given here and returned.  It is a random
+ * one: numbers in turn would be those of other queues in a database that this
+ * one's dump is restored into.
  */
 int32
 batcher_definition_insert(const BatcherQueueDef *def)
@@ -335,9 +337,7 @@ batcher_definition_insert(const BatcherQueueDef *def)
 
 	do
 	{
-		/* a restore may have set it back */
-		copy.id = nextval_internal(batcher_catalog_find(false)->queue_id_sequence,
-								   false);
+		copy.id = pg_prng_uint64_range(&pg_global_prng_state, 1, PG_INT32_MAX);
 	} while (is_id_taken(others, copy.id));
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"

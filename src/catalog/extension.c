@@ -114,7 +114,7 @@ batcher_catalog_find(bool missing_ok)
 		found.dead_table = get_relname_relid("dead_row", found.schema);
 		found.dead_index = get_relname_relid("dead_row_pkey", found.schema);
 		found.number_sequence = get_relname_relid("number", found.schema);
-		found.queue_id_sequence = get_relname_relid("queue_id", found.schema);
+		found.number_table = get_relname_relid("number_bound", found.schema);
 	}
 	if (!OidIsValid(found.db.extoid) || !OidIsValid(found.spool) ||
 		!OidIsValid(found.queue_table) || !OidIsValid(found.grant_table))
@@ -180,7 +180,8 @@ batcher_catalog_database(void)
 /*
  * The next value of the sequence.  If it is below 'limit', because numbers that
  * a restore brought are above the sequence, that is moved there first: as its
- * owner, because the caller need have no right to it.
+ * owner, because the caller need have no right to it.  The caller holds the
+ * lock of numbers, so that nobody moves it back.
  */
 static uint64
 next_bound(uint64 limit)
@@ -300,4 +301,22 @@ batcher_number_renew(BatcherSharedDatabase *db, uint64 upto)
 	pg_memory_barrier();
 	pg_atomic_write_u64(&db->number_limit, Max(next, upto));
 	LWLockRelease(&batcher_shared->lock);
+}
+
+/*
+ * Elsewhere numbers were given below this value of the sequence and its
+ * increment: none of them is given here, not after a crash either.  With or
+ * without shared memory.
+ */
+void
+batcher_number_raise(uint64 bound)
+{
+	Oid			extoid = batcher_catalog_find(false)->db.extoid;
+
+	LockDatabaseObject(ExtensionRelationId, extoid, 2, ExclusiveLock);
+	(void) next_bound(bound);
+	UnlockDatabaseObject(ExtensionRelationId, extoid, 2, ExclusiveLock);
+	if (batcher_shared)
+		batcher_number_renew(batcher_catalog_database(),
+							 bound + NUMBER_INCREMENT);
 }

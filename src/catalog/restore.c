@@ -65,25 +65,36 @@ hold_all_queues(void)
 }
 
 /*
- * A tuple of the spool, or a dead letter, has come: no number that it bears is
- * given again.  The sequence is restored too, but maybe later.  There must be
- * numbers left.
+ * A tuple of the spool, a dead letter, or the bound of all numbers has come: no
+ * number that it bears is given again.  The bound may come last, or not at all.
+ * There must be numbers left.
  */
 static void
-skip_numbers(TriggerData *trigdata, bool dead)
+skip_numbers(TriggerData *trigdata, const BatcherCatalog *cat)
 {
 	HeapTuple	tuple = trigdata->tg_trigtuple;
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	uint64		last = dead ? batcher_dead_ticket(tuple, desc) :
-		batcher_spool_last_number(tuple, desc);
+	Oid			relid = RelationGetRelid(trigdata->tg_relation);
+	uint64		last;
+	bool		isnull = false;
 
+	if (relid == cat->number_table)
+		last = DatumGetInt64(heap_getattr(tuple, 1, desc, &isnull));
+	else if (relid == cat->dead_table)
+		last = batcher_dead_ticket(tuple, desc);
+	else
+		last = batcher_spool_last_number(tuple, desc);
+	if (isnull)
+		return;
 	if (last > PG_INT64_MAX / 2)
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("number or ticket %lld of a row of table \"batcher.%s\" is out of range",
 						(long long) last,
 						RelationGetRelationName(trigdata->tg_relation))));
-	if (batcher_shared)
+	if (relid == cat->number_table)
+		batcher_number_raise(last);
+	else if (batcher_shared)
 		batcher_number_renew(batcher_catalog_database(), last + 1);
 }
 
@@ -134,7 +145,8 @@ static bool
 is_our_table(Oid relid, const BatcherCatalog *cat)
 {
 	return relid == cat->spool || relid == cat->queue_table ||
-		relid == cat->grant_table || relid == cat->dead_table;
+		relid == cat->grant_table || relid == cat->dead_table ||
+		relid == cat->number_table;
 }
 
 PG_FUNCTION_INFO_V1(batcher_arrived);
@@ -158,6 +170,7 @@ batcher_arrived(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	const BatcherCatalog *cat;
+	Oid			relid;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
@@ -168,7 +181,8 @@ batcher_arrived(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" was not called as a trigger",
 						"batcher.arrived")));
 	cat = batcher_catalog_find(false);
-	if (!is_our_table(RelationGetRelid(trigdata->tg_relation), cat))
+	relid = RelationGetRelid(trigdata->tg_relation);
+	if (!is_our_table(relid, cat))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"%s\" cannot be a trigger of table \"%s\"",
@@ -191,15 +205,15 @@ batcher_arrived(PG_FUNCTION_ARGS)
 				 errmsg("must be superuser to restore into table \"%s.%s\"",
 						"batcher",
 						RelationGetRelationName(trigdata->tg_relation))));
-	batcher_change_note_arrival();
-	if (RelationGetRelid(trigdata->tg_relation) == cat->grant_table)
-		hold_all_queues();		/* so that batch_resume looks for the role */
-	else if (RelationGetRelid(trigdata->tg_relation) == cat->spool)
+	if (relid == cat->number_table)
 	{
-		hold_all_queues();
-		skip_numbers(trigdata, false);
+		skip_numbers(trigdata, cat);
+		return PointerGetDatum(NULL);
 	}
-	else if (RelationGetRelid(trigdata->tg_relation) == cat->dead_table)
-		skip_numbers(trigdata, true);
+	batcher_change_note_arrival();
+	if (relid == cat->spool || relid == cat->grant_table)
+		hold_all_queues();		/* batch_resume looks for the role of a grant */
+	if (relid == cat->spool || relid == cat->dead_table)
+		skip_numbers(trigdata, cat);
 	return PointerGetDatum(release_tuple(trigdata, cat));
 }

@@ -144,7 +144,15 @@ sub dead_tuple
 		died_at => 'now()');
 }
 
+sub bound_tuple
+{
+	return (
+		bound => pick('NULL', -1, 0, 1 + int rand 1000000000,
+			'9223372036854775807'));
+}
+
 my %tuples = (
+	'batcher.number_bound' => \&bound_tuple,
 	'batcher.spool' => \&spool_tuple,
 	'batcher.queue_definition' => \&definition_tuple,
 	'batcher.queue_grant' => \&grant_tuple,

@@ -124,6 +124,16 @@ ROLLBACK;
 SELECT batch_enqueue('en', '1') > 6000000000000000 AS above;
 SELECT batch_flush('en');
 INSERT INTO batcher.dead_row (queue_id, ticket, priority, sqlstate, attempts, died_at) VALUES (1, 9223372036854775807, 0, '22012', 1, now());
+-- And a dump carries the bound of those that were given; lower than here, it
+-- says nothing.
+BEGIN;
+INSERT INTO batcher.number_bound VALUES (7000000000000000), (1), (0), (NULL);
+ROLLBACK;
+SELECT batch_enqueue('en', '1') > 7000000000000000 + 1048576 AS above;
+SELECT batch_flush('en');
+INSERT INTO batcher.number_bound VALUES (9223372036854775807);
+INSERT INTO batcher.number_bound VALUES (-1);
+SELECT * FROM batcher.number_bound;
 
 SELECT batch_drop_queue('en');
 DROP TABLE en_source, en_target;

@@ -117,8 +117,7 @@ SELECT queue, breaker_reason FROM batcher.status WHERE breaker_state = 'open' OR
 SELECT queue, ticket, payload FROM batcher.pending ORDER BY ticket;
 SELECT count(batch_drop_queue(queue, true)) FROM batcher.queue WHERE queue ~ '^rr1';
 
--- Numbers that a restore has set back: no dead letter takes the place of another,
--- and a queue gets a number that is free.
+-- A ticket that was given before: no dead letter takes the place of another.
 SELECT batch_create_queue('rr dead', 'SELECT 1 / (payload::int - payload::int) FROM batch', options => '{"flush_interval": "1 h", "max_attempts": 1}');
 SELECT batch_enqueue('rr dead', '1') AS ticket \gset
 SELECT batch_flush('rr dead') >= 0 AS done;
@@ -129,9 +128,7 @@ COMMIT;
 SELECT batch_resume();
 SELECT batch_flush('rr dead') >= 0 AS done;
 SELECT ticket = :ticket AS same_ticket, payload FROM batcher.dead_letter WHERE queue = 'rr dead' ORDER BY payload;
-SELECT setval('batcher.queue_id', min(id) - 1) < 0 AS set_back FROM batcher.queue_definition WHERE id > 1;
 SELECT batch_create_queue('rr other');
-SELECT count(*) = count(DISTINCT id) AS different FROM batcher.queue_definition;
 -- Grants that come alone are those of the roles of their names after batch_resume.
 CREATE ROLE regress_batcher_rr;
 SELECT batch_grant('rr other', 'regress_batcher_rr', 'enqueue');

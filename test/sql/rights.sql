@@ -78,7 +78,7 @@ SELECT * FROM batcher.queue_definition;
 SELECT * FROM batcher.spool;
 INSERT INTO batcher.spool DEFAULT VALUES;
 SELECT nextval('batcher.number');
-SELECT nextval('batcher.queue_id');
+INSERT INTO batcher.number_bound VALUES (1);
 CREATE TABLE batcher.mine (a int);
 -- Nor may they call what is for triggers.
 SELECT batcher.changed();
