@@ -20,6 +20,7 @@ typedef struct BatcherCatalog
 	Oid			owner;			/* of the extension */
 	Oid			schema;			/* "batcher" */
 	Oid			queue_table;	/* batcher.queue_definition */
+	Oid			queue_index;	/* its primary key */
 	Oid			queue_name_index;	/* its index on name */
 	Oid			grant_table;	/* batcher.queue_grant */
 	Oid			grant_index;	/* its index on queue_id */
@@ -110,6 +111,7 @@ extern void batcher_number_raise(uint64 bound);
 /* definition.c */
 extern void batcher_definition_missing(const char *name, int len);
 extern BatcherQueueDef *batcher_definition_by_name(const char *name);
+extern bool batcher_definition_exists(int32 id);
 extern List *batcher_definition_list(void);
 extern bool batcher_definition_may(const BatcherQueueDef *def,
 								   BatcherPrivilege privilege);

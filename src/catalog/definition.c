@@ -177,6 +177,27 @@ batcher_definition_by_name(const char *name)
 }
 
 /*
+ * Is there a queue with this id?
+ */
+bool
+batcher_definition_exists(int32 id)
+{
+	const BatcherCatalog *cat = batcher_catalog_find(false);
+	Relation	rel = batcher_catalog_open(cat->queue_table, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&key, COL_ID, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(id));
+	scan = systable_beginscan(rel, cat->queue_index, true, NULL, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
  * All definitions of this database, in the order of their names, as a list of
  * BatcherQueueDef in the current context.
  */
@@ -307,20 +328,6 @@ definition_values(const BatcherQueueDef *def, Oid *types, Datum *values,
 		nulls[COL_PAUSE_REASON - 1] = 'n';
 }
 
-/* Does one of these queues have this id? */
-static bool
-is_id_taken(List *defs, int32 id)
-{
-	ListCell   *lc;
-
-	foreach(lc, defs)
-	{
-		if (((BatcherQueueDef *) lfirst(lc))->id == id)
-			return true;
-	}
-	return false;
-}
-
 /*
  * Store a new definition; its id is given here and returned.  It is a random
  * one: numbers in turn would be those of other queues in a database that this
@@ -330,7 +337,6 @@ int32
 batcher_definition_insert(const BatcherQueueDef *def)
 {
 	BatcherQueueDef copy = *def;
-	List	   *others = batcher_definition_list();
 	Oid			types[NUM_COLS];
 	Datum		values[NUM_COLS];
 	char		nulls[NUM_COLS];
@@ -338,7 +344,7 @@ batcher_definition_insert(const BatcherQueueDef *def)
 	do
 	{
 		copy.id = pg_prng_uint64_range(&pg_global_prng_state, 1, PG_INT32_MAX);
-	} while (is_id_taken(others, copy.id));
+	} while (batcher_definition_exists(copy.id));
 	definition_values(&copy, types, values, nulls);
 	write_definition("INSERT INTO batcher.queue_definition (id, name, owner,"
 				   " owner_name, flush_sql, search_path, options, paused,"

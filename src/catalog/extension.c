@@ -105,6 +105,8 @@ batcher_catalog_find(bool missing_ok)
 		found.owner = extension_owner(found.db.extoid);
 		found.schema = get_namespace_oid("batcher", true);
 		found.queue_table = get_relname_relid("queue_definition", found.schema);
+		found.queue_index = get_relname_relid("queue_definition_pkey",
+											  found.schema);
 		found.queue_name_index =
 			get_relname_relid("queue_definition_name_key", found.schema);
 		found.grant_table = get_relname_relid("queue_grant", found.schema);

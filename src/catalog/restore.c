@@ -140,6 +140,25 @@ release_tuple(TriggerData *trigdata, const BatcherCatalog *cat)
 	return replace_columns(trigdata, n, names, values, nulls);
 }
 
+/*
+ * Is this a row of a queue that is not there?  A restore that could not bring
+ * the definition leaves such rows; nobody uses them.
+ */
+static bool
+is_orphan(TriggerData *trigdata, const BatcherCatalog *cat)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	Oid			relid = RelationGetRelid(trigdata->tg_relation);
+	bool		isnull;
+	Datum		id;
+
+	if (relid == cat->queue_table || relid == cat->number_table)
+		return false;
+	id = heap_getattr(trigdata->tg_trigtuple, SPI_fnumber(desc, "queue_id"),
+					  desc, &isnull);
+	return isnull || !batcher_definition_exists(DatumGetInt32(id));
+}
+
 /* Is this one of the tables that have the trigger? */
 static bool
 is_our_table(Oid relid, const BatcherCatalog *cat)
@@ -163,7 +182,8 @@ PG_FUNCTION_INFO_V1(batcher_arrived);
  * there; its owner, and the roles of its grants, are found by name then.  A
  * restored tuple of the spool is at home nowhere, so that it is read back.
  * Only superusers restore: a definition runs as whoever it names.  What is
- * there nobody changes, removes or truncates by hand.
+ * there nobody changes, removes or truncates by hand, but for rows of queues
+ * that are not there, which superusers may delete.
  */
 Datum
 batcher_arrived(PG_FUNCTION_ARGS)
@@ -193,11 +213,14 @@ batcher_arrived(PG_FUNCTION_ARGS)
 	if (!batcher_definition_writing && IsLogicalWorker())
 		return PointerGetDatum(NULL);
 	if (!batcher_definition_writing &&
-		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) &&
+		!(TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) && superuser() &&
+		  is_orphan(trigdata, cat)))
 		batcher_change_refuse_direct(trigdata->tg_relation);
 	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		return PointerGetDatum(trigdata->tg_newtuple);
-	if (batcher_definition_writing)
+	if (batcher_definition_writing ||
+		TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
 		return PointerGetDatum(trigdata->tg_trigtuple);
 	if (!superuser())
 		ereport(ERROR,

@@ -79,10 +79,27 @@ SELECT rr_until($$SELECT count(*) = 65544 FROM rr_target$$);
 SELECT count(*), count(DISTINCT n), min(n), max(n) FROM rr_target WHERE n >= 71;
 SELECT rr_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
 SELECT ticket, payload, sqlstate, message, attempts FROM batcher.dead_letter ORDER BY ticket;
-SELECT number, queue_id FROM batcher.spool;
-ALTER TABLE batcher.spool DISABLE TRIGGER arrived;
+-- What belongs to no queue can be thrown away, and nothing else.
+INSERT INTO batcher.dead_row (queue_id, ticket, priority, sqlstate, attempts, died_at) VALUES (-1, 1, 0, '22012', 1, now());
+INSERT INTO batcher.queue_grant (queue_id, role, role_name, privilege) VALUES (-1, 0, 'public', 'enqueue');
+SELECT batch_resume();
+SELECT batch_create_queue('rr held', options => '{"flush_interval": "1 h"}');
+SELECT batch_grant('rr held', 'public', 'enqueue');
+SELECT rr_restore(140020, jsonb_build_object('ticket', 140021, 'payload', 1, 'queue_id', (SELECT id FROM batcher.queue_definition WHERE name = 'rr held')));
 DELETE FROM batcher.spool;
-ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER arrived;
+DELETE FROM batcher.dead_row;
+DELETE FROM batcher.queue_grant;
+CREATE ROLE regress_batcher_rr IN ROLE pg_read_all_data, pg_write_all_data;
+SET ROLE regress_batcher_rr;
+DELETE FROM batcher.spool WHERE queue_id NOT IN (SELECT id FROM batcher.queue_definition);
+RESET ROLE;
+DROP ROLE regress_batcher_rr;
+DELETE FROM batcher.spool WHERE queue_id NOT IN (SELECT id FROM batcher.queue_definition);
+DELETE FROM batcher.dead_row WHERE queue_id NOT IN (SELECT id FROM batcher.queue_definition);
+DELETE FROM batcher.queue_grant WHERE queue_id NOT IN (SELECT id FROM batcher.queue_definition);
+SELECT number FROM batcher.spool;
+SELECT batch_drop_queue('rr held', true), batch_resume();
+SELECT count(*) FROM batcher.spool;
 
 -- Not even the queue of number 0 waits for such a tuple.
 INSERT INTO batcher.queue_definition (id, name, owner, owner_name, search_path, options, paused, database, created_at)
