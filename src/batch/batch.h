@@ -126,6 +126,25 @@ typedef enum BatcherFault
 /* Rows that come from the spool: see readback.c. */
 typedef struct BatcherReadback BatcherReadback;
 
+/* A tuple of the spool that cannot be read. */
+typedef struct BatcherUnreadable
+{
+	BatcherSpoolEntry entry;
+	int			sqlerrcode;
+	char	   *why;
+} BatcherUnreadable;
+
+/* Those that are to become dead letters together: see bury.c. */
+typedef struct BatcherGrave
+{
+	MemoryContext cxt;			/* outlives the transactions */
+	uint32		version;		/* of the spool, in which their places are; 0:
+								 * it was not looked at yet */
+	int			n;
+	int			allocated;
+	BatcherUnreadable *tuples;
+} BatcherGrave;
+
 /* The prepared statement: see executor.c. */
 typedef struct BatcherExecutor BatcherExecutor;
 
@@ -274,11 +293,18 @@ typedef enum BatcherRefill
 {
 	BATCHER_REFILL_NOT_DONE,
 	BATCHER_REFILL_DONE,
-	BATCHER_REFILL_AGAIN,		/* a tuple that stood in the way is gone */
+	BATCHER_REFILL_AGAIN,		/* tuples that stood in the way are gone */
 	BATCHER_REFILL_FAILED		/* the lane is put off */
 } BatcherRefill;
 
 extern BatcherRefill batcher_refill_lane(BatcherLaneView *view, bool draining);
+
+/* bury.c */
+extern bool batcher_grave_full(const BatcherGrave *grave);
+extern void batcher_grave_note(BatcherGrave *grave,
+							   const BatcherSpoolEntry *entry,
+							   int sqlerrcode, const char *why);
+extern void batcher_grave_bury(BatcherLaneView *view, BatcherGrave *grave);
 
 /* claim.c */
 extern bool batcher_claim(BatcherLaneView *view, BatcherBatch *batch,
@@ -356,7 +382,10 @@ extern void batcher_message_install(void);
 extern void batcher_payload_make(BatcherLaneView *view, BatcherBatch *batch);
 
 /* readback.c */
-extern void batcher_readback_refill(BatcherLaneView *view);
+extern void batcher_readback_refill(BatcherLaneView *view,
+									BatcherGrave *grave);
+extern bool batcher_readback_skip(BatcherLaneView *view,
+								  const BatcherSpoolEntry *entry);
 extern BatcherChunk *batcher_readback_first(BatcherLaneView *view);
 extern BatcherChunk *batcher_readback_next(BatcherChunk *chunk);
 extern void batcher_readback_recall(BatcherLaneView *view);

@@ -461,9 +461,9 @@ find_entries(LaneScan *scan, Relation spool)
 
 /*
  * A scan has found 'nrows' rows of a lane, after its spill word was 'seen' and
- * its count 'before'.  Later they are counted by those who spill and settle,
- * but not if a tuple that cannot be read becomes a dead letter: so each scan in
- * which nobody has spilled sets the count right.
+ * its count 'before'.  Later they are counted by those who spill, settle and
+ * bury, but not those of a damaged tuple: so each scan in which nobody has
+ * spilled sets the count right.
  */
 static void
 count_spilled(BatcherSharedLane *lane, uint64 seen, uint64 before,
@@ -521,11 +521,11 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 }
 
 /*
- * Fetch what the entries name, up to the read-ahead.  False if something is
- * not where the scan has found it.
+ * Fetch what the entries name, up to the read-ahead; what cannot be read is
+ * noted.  False if something is not where the scan has found it.
  */
 static bool
-fetch_chunks(BatcherLaneView *view, Relation spool)
+fetch_chunks(BatcherLaneView *view, Relation spool, BatcherGrave *grave)
 {
 	BatcherReadback *rb = view->readback;
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -538,22 +538,30 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 	Size		limit = view->def->options.key_policy == BATCHER_KEYS_ALL ?
 		Min(rb->bytes + READ_AHEAD, most_ahead()) : most_ahead();
 
-	while (rb->next < rb->nentries && rb->bytes < limit)
+	while (rb->next < rb->nentries && rb->bytes < limit &&
+		   !batcher_grave_full(grave))
 	{
 		Entry	   *entry = &rb->entries[rb->next];
+		BatcherSpoolEntry place = {.number = entry->number,.tid = entry->tid};
+		const char *why;
 		BatcherChunk *chunk;
 		BatcherPrivateChunk *private;
 		Size		size;
 
 		CHECK_FOR_INTERRUPTS();
-		chunk = batcher_spool_fetch(spool, snapshot, &entry->tid,
-									entry->number);
-		if (chunk == NULL)
+		chunk = batcher_spool_fetch(spool, snapshot, &place, &why);
+		if (chunk == NULL && why == NULL)
 		{
 			all_there = false;
 			break;
 		}
 		rb->next++;
+		if (chunk == NULL)
+		{
+			batcher_grave_note(grave, &place, ERRCODE_DATA_CORRUPTED, why);
+			MemoryContextReset(scratch);
+			continue;
+		}
 		if (batcher_passed_has(&rb->passed, chunk))
 		{
 			batcher_passed_count(&rb->passed, chunk, entry->order);
@@ -590,10 +598,29 @@ fetch_chunks(BatcherLaneView *view, Relation spool)
 }
 
 /*
- * Read more rows of a spilled lane, in a transaction of its own.
+ * If the fetch of this tuple has just raised an error, and nothing else, go on
+ * behind it the next time.  False if it was not that.
+ */
+bool
+batcher_readback_skip(BatcherLaneView *view, const BatcherSpoolEntry *entry)
+{
+	BatcherReadback *rb = view->readback;
+
+	/* a scan that is not complete has nothing of the tuple that it is at */
+	if (rb == NULL || rb->next >= rb->nentries ||
+		!ItemPointerEquals(&rb->entries[rb->next].tid,
+						   (ItemPointer) &entry->tid))
+		return false;
+	rb->next++;
+	return true;
+}
+
+/*
+ * Read more rows of a spilled lane, in a transaction of its own.  The caller
+ * buries what is noted in 'grave', which is empty, before anything else.
  */
 void
-batcher_readback_refill(BatcherLaneView *view)
+batcher_readback_refill(BatcherLaneView *view, BatcherGrave *grave)
 {
 	Relation	spool;
 	uint32		version;
@@ -607,6 +634,7 @@ batcher_readback_refill(BatcherLaneView *view)
 		batcher_settle_resync(view, spool);
 		(void) batcher_spool_version(view->db, spool, &version);
 	}
+	grave->version = version;
 	/* another lane may have noticed that the table was rewritten */
 	if (view->readback && view->readback->version != version)
 		batcher_readback_reset(view);
@@ -615,8 +643,11 @@ batcher_readback_refill(BatcherLaneView *view)
 	if (view->readback && !has_room(view) && may_pass(view))
 		pass_over(view);
 	/* left out now and found later it would come after rows of its key */
-	while (view->readback && !fetch_chunks(view, spool))
+	while (view->readback && !fetch_chunks(view, spool, grave))
+	{
+		grave->n = 0;
 		scan_spool(view, spool, version);
+	}
 	table_close(spool, AccessShareLock);
 	CommitTransactionCommand();
 }

@@ -2,44 +2,15 @@
  * refill.c
  *	  Reading rows back when it is time for that, whatever is in the spool.
  *
- * A failure puts the lane off.  One that a damaged tuple is to blame for takes
- * that tuple out of the way: it becomes a dead letter.  The worker.
+ * A failure puts the lane off, unless a damaged tuple is to blame for it: that,
+ * and others that cannot be read, are taken out of the way (bury.c).  The
+ * worker.
  */
 #include "postgres.h"
 
-#include "access/table.h"
-#include "access/xact.h"
 #include "base/clock.h"
 #include "batch/batch.h"
 #include "pgstat.h"
-#include "storage/bufmgr.h"
-#include "utils/rel.h"
-#include "utils/snapmgr.h"
-
-/*
- * A tuple of the spool cannot be read: make it a dead letter, so that it does
- * not stand in the way of the others.
- */
-static void
-bury_unreadable(const BatcherSpoolEntry *entry, const ErrorData *error)
-{
-	BatcherSpoolEntry buried = *entry;
-	Buffer		pin = InvalidBuffer;
-	Relation	spool;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	spool = batcher_spool_open(RowExclusiveLock);
-	PushActiveSnapshot(GetTransactionSnapshot());
-	if (batcher_spool_delete(spool, &buried.tid, buried.number, &pin))
-		batcher_dead_insert_unreadable(buried.queue_id, buried.number,
-									   &buried.tid, error);
-	if (BufferIsValid(pin))
-		ReleaseBuffer(pin);
-	PopActiveSnapshot();
-	table_close(spool, NoLock);
-	CommitTransactionCommand();
-}
 
 /* Does an error tell that a tuple is damaged, and not what stands around it? */
 static bool
@@ -50,31 +21,44 @@ is_damage(const ErrorData *error)
 		 ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION);
 }
 
-/* Run one of the two steps of reading back; its error, or NULL. */
+/*
+ * Run one of the two steps of reading back; its error, or NULL.  Of a damaged
+ * tuple there is none: it is noted, and what was read stays.
+ */
 static ErrorData *
-try_reading(BatcherLaneView *view, const ErrorData *damage)
+try_reading(BatcherLaneView *view, BatcherGrave *grave, bool bury)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
+	volatile bool damaged = false;
 	BatcherFault fault;
 
 	view->report(view->queue, 0);
 	PG_TRY();
 	{
 		pgstat_report_activity(STATE_RUNNING, "batcher: reading the spool");
-		if (damage)
-			bury_unreadable(batcher_spool_unreadable(), damage);
+		if (bury)
+			batcher_grave_bury(view, grave);
 		else
-			batcher_readback_refill(view);
+			batcher_readback_refill(view, grave);
 	}
 	PG_CATCH();
 	{
 		error = batcher_failure_recover(view, cxt, &fault);
-		batcher_readback_reset(view);
+		damaged = !bury && grave->version != 0 && is_damage(error);
+		if (!damaged ||
+			!batcher_readback_skip(view, batcher_spool_unreadable()))
+			batcher_readback_reset(view);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(cxt);
-	return error;
+	if (error)
+		batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
+	if (!damaged)
+		return error;
+	batcher_grave_note(grave, batcher_spool_unreadable(), error->sqlerrcode,
+					   error->message ? error->message : "");
+	return NULL;
 }
 
 /* Is somebody waiting for rows of the spool, or is it time for them? */
@@ -102,19 +86,16 @@ may_read_back(BatcherLaneView *view, bool draining)
 BatcherRefill
 batcher_refill_lane(BatcherLaneView *view, bool draining)
 {
+	BatcherGrave grave = {.cxt = CurrentMemoryContext};
 	ErrorData  *error;
 
 	if (!batcher_readback_low(view) || !may_read_back(view, draining))
 		return BATCHER_REFILL_NOT_DONE;
-	error = try_reading(view, NULL);
+	error = try_reading(view, &grave, false);
+	if (error == NULL && grave.n > 0)
+		error = try_reading(view, &grave, true);
 	if (error == NULL)
-		return BATCHER_REFILL_DONE;
-	batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
-	if (is_damage(error) && try_reading(view, error) == NULL)
-	{
-		batcher_count(view->queue, BATCHER_ROWS_DEAD, 1);
-		return BATCHER_REFILL_AGAIN;
-	}
+		return grave.n > 0 ? BATCHER_REFILL_AGAIN : BATCHER_REFILL_DONE;
 	view->forced_upto = pg_atomic_read_u64(&view->queue->lane.flush_upto);
 	batcher_failure_put_off(view);
 	return BATCHER_REFILL_FAILED;

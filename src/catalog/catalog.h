@@ -202,8 +202,6 @@ extern void batcher_spool_write(Relation spool, const BatcherQueueKey *key,
 								ItemPointer tid);
 extern bool batcher_spool_delete(Relation spool, ItemPointer tid,
 								 uint64 number, Buffer *pin);
-extern BatcherChunk *batcher_spool_fetch(Relation spool, Snapshot snapshot,
-										 ItemPointer tid, uint64 number);
 extern int64 batcher_spool_delete_queue(int32 queue_id);
 extern int64 batcher_spool_count_queue(int32 queue_id);
 extern bool batcher_spool_find_ticket(int32 queue_id, uint64 ticket);
@@ -219,6 +217,9 @@ typedef struct BatcherSpoolEntry
 	ItemPointerData tid;
 } BatcherSpoolEntry;
 
+extern BatcherChunk *batcher_spool_fetch(Relation spool, Snapshot snapshot,
+										 BatcherSpoolEntry *entry,
+										 const char **why);
 extern const BatcherSpoolEntry *batcher_spool_unreadable(void);
 
 typedef void (*BatcherSpoolVisitor) (HeapTuple tuple,
@@ -249,9 +250,8 @@ typedef void (*BatcherDeadVisitor) (const BatcherDeadLetter *dead, void *arg);
 
 extern void batcher_dead_insert(int32 queue_id, const BatcherChunk *chunk,
 								BatcherRow *row, const ErrorData *error);
-extern void batcher_dead_insert_unreadable(int32 queue_id, uint64 number,
-										   ItemPointer tid,
-										   const ErrorData *error);
+extern void batcher_dead_insert_unreadable(const BatcherSpoolEntry *entry,
+										   int sqlerrcode, const char *why);
 extern void batcher_dead_scan(BatcherDeadVisitor visit, void *arg);
 extern uint64 batcher_dead_ticket(HeapTuple tuple, TupleDesc desc);
 extern bool batcher_dead_exists(int32 queue_id, uint64 ticket);

@@ -134,24 +134,23 @@ batcher_dead_insert(int32 queue_id, const BatcherChunk *chunk, BatcherRow *row,
  * under the number of its chunk, which is no ticket.
  */
 void
-batcher_dead_insert_unreadable(int32 queue_id, uint64 number,
-							   ItemPointer tid, const ErrorData *error)
+batcher_dead_insert_unreadable(const BatcherSpoolEntry *entry,
+							   int sqlerrcode, const char *why)
 {
 	Datum		values[NUM_COLS] = {0};
 	char		nulls[NUM_COLS];
 
 	memset(nulls, 'n', sizeof(nulls));
-	values[COL_QUEUE_ID - 1] = Int32GetDatum(queue_id);
-	values[COL_TICKET - 1] = Int64GetDatum(number);
+	values[COL_QUEUE_ID - 1] = Int32GetDatum(entry->queue_id);
+	values[COL_TICKET - 1] = Int64GetDatum(entry->number);
 	values[COL_PRIORITY - 1] = Int32GetDatum(0);
 	values[COL_SQLSTATE - 1] =
-		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
-	values[COL_MESSAGE - 1] = clipped_text(error->message,
-										   &nulls[COL_MESSAGE - 1]);
+		CStringGetTextDatum(unpack_sql_state(sqlerrcode));
+	values[COL_MESSAGE - 1] = clipped_text(why, &nulls[COL_MESSAGE - 1]);
 	values[COL_DETAIL - 1] =
 		CStringGetTextDatum(psprintf("The tuple was at (%u,%u) of the table batcher.spool.",
-									 ItemPointerGetBlockNumber(tid),
-									 ItemPointerGetOffsetNumber(tid)));
+									 ItemPointerGetBlockNumber(&entry->tid),
+									 ItemPointerGetOffsetNumber(&entry->tid)));
 	values[COL_ATTEMPTS - 1] = Int32GetDatum(1);
 	values[COL_DIED_AT - 1] = TimestampTzGetDatum(batcher_clock_now());
 	nulls[COL_QUEUE_ID - 1] = nulls[COL_TICKET - 1] = ' ';

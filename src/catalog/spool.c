@@ -226,6 +226,7 @@ begin_reading(Relation spool, HeapTuple tuple)
 	reading.number = batcher_spool_number(tuple, desc);
 	reading.tid = tuple->t_self;
 	reading.queue_id = batcher_spool_queue_id(tuple, desc);
+	reading.nrows = 0;			/* not known */
 	is_reading = true;
 }
 
@@ -236,30 +237,30 @@ end_reading(void)
 }
 
 /*
- * The tuple of chunk 'number' at 'tid' as batcher_spool_read gives it; NULL if
- * 'snapshot' does not see it there.  An ERROR (XX001) if it cannot be read.
+ * The tuple with number and place of 'entry' as batcher_spool_read gives it.
+ * NULL, and why, if it cannot be read: then the entry is filled.  NULL, and no
+ * 'why', if 'snapshot' does not see it there.  An ERROR if it is damaged.
  */
 BatcherChunk *
-batcher_spool_fetch(Relation spool, Snapshot snapshot, ItemPointer tid,
-					uint64 number)
+batcher_spool_fetch(Relation spool, Snapshot snapshot,
+					BatcherSpoolEntry *entry, const char **why)
 {
+	TupleDesc	desc = RelationGetDescr(spool);
 	HeapTupleData tuple;
 	Buffer		buffer;
 	BatcherChunk *chunk = NULL;
-	const char *why;
 
 	end_reading();				/* an error may have left it */
-	tuple.t_self = *tid;
+	*why = NULL;
+	tuple.t_self = entry->tid;
 	if (heap_fetch(spool, snapshot, &tuple, &buffer, false))
 	{
-		if (batcher_spool_number(&tuple, RelationGetDescr(spool)) == number)
+		if (batcher_spool_number(&tuple, desc) == entry->number)
 		{
 			begin_reading(spool, &tuple);
-			chunk = batcher_spool_read(spool, &tuple, &why);
+			chunk = batcher_spool_read(spool, &tuple, why);
 			if (chunk == NULL)
-				ereport(ERROR,
-						(errcode(ERRCODE_DATA_CORRUPTED),
-						 errmsg_internal("%s", why)));
+				batcher_spool_entry(&tuple, desc, entry);
 			end_reading();
 		}
 		ReleaseBuffer(buffer);

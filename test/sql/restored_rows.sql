@@ -101,6 +101,26 @@ SELECT number FROM batcher.spool;
 SELECT batch_drop_queue('rr held', true), batch_resume();
 SELECT count(*) FROM batcher.spool;
 
+-- However many they are, they do not cost a look through the spool each.  A worker
+-- that is idle has told the statistics.
+CREATE FUNCTION rr_scans() RETURNS bigint LANGUAGE sql AS $$
+    SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'batcher.spool'::regclass
+$$;
+SELECT rr_scans() AS before \gset
+BEGIN;
+INSERT INTO batcher.spool SELECT r.* FROM generate_series(150000, 152499) i,
+    LATERAL jsonb_populate_record(rr_fixed(10 * i), CASE WHEN i % 2 = 1 THEN '{}' ELSE jsonb_build_object('ticket', 10 * i + 1, 'payload', i) END) r;
+COMMIT;
+SELECT batch_resume();
+SELECT rr_until($$SELECT count(*) = 1250 FROM rr_target WHERE n >= 150000$$);
+SELECT rr_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
+SELECT rr_until($$SELECT count(*) = 0 FROM pg_stat_clear_snapshot(), pg_stat_activity WHERE application_name = 'batcher worker' AND state <> 'idle'$$);
+SELECT rr_scans() - :before BETWEEN 1 AND 50 AS few;
+SELECT count(*), count(DISTINCT ticket), count(*) FILTER (WHERE payload IS NULL AND ticket % 20 = 10) AS unreadable
+    FROM batcher.dead_letter WHERE ticket >= 1500000;
+SELECT count(*), count(DISTINCT n), count(*) FILTER (WHERE n % 2 = 0) AS readable FROM rr_target WHERE n >= 150000;
+SELECT rows_dead, batches_failed FROM batcher.stat_queue WHERE queue = 'rr';
+
 -- Not even the queue of number 0 waits for such a tuple.
 INSERT INTO batcher.queue_definition (id, name, owner, owner_name, search_path, options, paused, database, created_at)
     VALUES (0, 'rr zero', 0, current_user, 'public', '[]', false, 0, now());
@@ -159,5 +179,5 @@ SELECT batch_drop_queue('rr other'), batch_drop_queue('rr dead');
 DROP ROLE regress_batcher_rr;
 
 SELECT batch_drop_queue('rr', true), batch_drop_queue('rr zero');
-DROP FUNCTION rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb, text);
+DROP FUNCTION rr_scans(), rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb, text);
 DROP TABLE rr_target;
