@@ -5,13 +5,11 @@
  *
  * A lane that counts as spilled takes no durable row into memory.  When its
  * owner has flushed most of what memory holds, one scan of the spool notes
- * number and place of each of its tuples that has its home elsewhere; sorted
- * by number, they are fetched as batches need them.  When all that a scan
- * noted is flushed, the next scan looks for what was spilled since; one that
- * finds nothing returns the lane to memory (batcher_lane_spill_clear).
- *
- * What is noted takes 24 bytes a tuple.  Of a spool with more tuples than
- * MAX_ENTRIES the oldest are noted, and the next scan finds the others.
+ * number and place of each of its tuples that has its home elsewhere
+ * (entries.c); sorted by number, they are fetched as batches need them.  When
+ * all that a scan noted is flushed, the next scan looks for what was spilled
+ * since; one that finds nothing returns the lane to memory
+ * (batcher_lane_spill_clear).
  *
  * A reading that cannot go on (the table was rewritten, a tuple is gone)
  * begins anew: nothing here is the truth.  The worker.
@@ -22,13 +20,11 @@
 #include "access/xact.h"
 #include "base/debug.h"
 #include "batch/batch.h"
+#include "batch/entries.h"
 #include "batch/passed.h"
 #include "miscadmin.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-
-#define MAX_ENTRIES		(4 * 1024 * 1024)
 
 /*
  * Rows are read so many bytes at a time, while few of those at hand are ready;
@@ -40,35 +36,14 @@
 #define READ_AHEAD		(4 * 1024 * 1024)
 #define MOST_AHEAD		(64 * 1024 * 1024)
 
-/*
- * One tuple.  Tuples that one large transaction sealed have a group, and come
- * at the place of its last number, in the order of their own.
- */
-typedef struct Entry
-{
-	uint64		order;			/* where it comes */
-	uint64		number;
-	ItemPointerData tid;
-} Entry;
-
-/* The largest number of a group; until a look has ended, so far. */
-typedef struct Group
-{
-	uint64		group;			/* hash key */
-	uint64		last;
-} Group;
-
 struct BatcherReadback
 {
 	MemoryContext cxt;			/* holds this, the entries and the chunks */
 	uint32		version;		/* of the spool, in which the places are */
-	Entry	   *entries;
-	int			nentries;
-	int			allocated;
-	int			next;			/* the first that was not fetched */
+	BatcherEntries found;
+	int			next;			/* of these, the first that was not fetched */
 	uint64		scanned_upto;	/* what was visible below this number when the
 								 * scan began is among the entries */
-	bool		partial;		/* there are more than the entries */
 	int64		nlive;			/* rows of the chunks that are not settled */
 	Size		bytes;			/* of the chunks */
 	BatcherPassed passed;		/* keys that are not read for now */
@@ -144,7 +119,7 @@ wants_scan(BatcherLaneView *view)
 {
 	BatcherReadback *rb = view->readback;
 
-	if (rb->next < rb->nentries)
+	if (rb->next < rb->found.n)
 		return false;
 	return rb->nlive + rb->passed.nrows == 0 ||
 		(int64) pg_atomic_read_u64(&view->queue->lane.nspilled) >
@@ -229,7 +204,7 @@ batcher_readback_low(BatcherLaneView *view)
 
 	if (!batcher_lane_spilled(&view->queue->lane))
 		return false;
-	if (rb == NULL || rb->next < rb->nentries)
+	if (rb == NULL || rb->next < rb->found.n)
 		return (low || options->key_policy != BATCHER_KEYS_ALL) &&
 			(rb == NULL || has_room(view) || may_pass(view));
 	return low && wants_scan(view);
@@ -244,7 +219,7 @@ batcher_readback_unread(BatcherLaneView *view)
 {
 	BatcherReadback *rb = view->readback;
 
-	return rb != NULL && rb->next < rb->nentries &&
+	return rb != NULL && rb->next < rb->found.n &&
 		(has_room(view) || may_pass(view));
 }
 
@@ -266,8 +241,8 @@ batcher_readback_settled(BatcherLaneView *view, uint64 upto)
 	 */
 	return rb != NULL && rb->scanned_upto > upto &&
 		(rb->passed.nrows == 0 || rb->passed.from >= upto) &&
-		(rb->next < rb->nentries ? rb->entries[rb->next].order >= upto :
-		 !rb->partial);
+		(rb->next < rb->found.n ? rb->found.list[rb->next].order >= upto :
+		 !rb->found.partial);
 }
 
 /*
@@ -305,160 +280,6 @@ batcher_readback_release(BatcherLaneView *view, BatcherChunk *chunk)
 	pfree(private);
 }
 
-static int
-compare_entries(const void *a, const void *b)
-{
-	const Entry *ea = a;
-	const Entry *eb = b;
-
-	if (ea->order != eb->order)
-		return ea->order < eb->order ? -1 : 1;
-	return ea->number < eb->number ? -1 : ea->number > eb->number;
-}
-
-/* What the scan for one lane is about. */
-typedef struct LaneScan
-{
-	BatcherReadback *rb;
-	int32		queue_id;
-	int32		lane;
-	int32		nlanes;
-	uint64		home;
-	int			max_entries;
-	bool		second;			/* the groups are complete by the first look */
-	bool		too_many;		/* the first look has met too many to keep */
-	Entry		cut;			/* the oldest that was not kept, if partial */
-	int64		nrows;
-	HTAB	   *groups;			/* NULL: none seen */
-} LaneScan;
-
-/* Note that a group has a tuple with this number. */
-static void
-note_group(LaneScan *scan, uint64 group, uint64 number)
-{
-	Group	   *entry;
-	bool		found;
-
-	if (scan->groups == NULL)
-	{
-		HASHCTL		ctl;
-
-		memset(&ctl, 0, sizeof(ctl));
-		ctl.keysize = sizeof(uint64);
-		ctl.entrysize = sizeof(Group);
-		ctl.hcxt = scan->rb->cxt;
-		scan->groups = hash_create("batcher groups", 64, &ctl,
-								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
-	entry = hash_search(scan->groups, &group, HASH_ENTER, &found);
-	if (!found || number > entry->last)
-		entry->last = number;
-}
-
-/* Where a tuple comes that has this group; what is no group is a place. */
-static uint64
-place_of_group(LaneScan *scan, uint64 group)
-{
-	Group	   *entry = NULL;
-
-	if (scan->groups)
-		entry = hash_search(scan->groups, &group, HASH_FIND, NULL);
-	return entry ? entry->last : group;
-}
-
-/* Keep the older half of too many entries. */
-static void
-keep_oldest(LaneScan *scan)
-{
-	BatcherReadback *rb = scan->rb;
-
-	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
-	rb->nentries = scan->max_entries;
-	rb->partial = true;
-	scan->cut = rb->entries[rb->nentries];
-}
-
-/* Note one tuple. */
-static void
-add_entry(LaneScan *scan, const Entry *entry)
-{
-	BatcherReadback *rb = scan->rb;
-
-	/* nothing that comes after what is left for the next scan */
-	if (rb->partial && compare_entries(entry, &scan->cut) > 0)
-		return;
-	if (rb->nentries == rb->allocated)
-	{
-		rb->allocated = rb->allocated ? rb->allocated * 2 : 1024;
-		if (rb->entries == NULL)
-			rb->entries = MemoryContextAllocHuge(rb->cxt,
-												 rb->allocated * sizeof(Entry));
-		else
-			rb->entries = repalloc_huge(rb->entries,
-										rb->allocated * sizeof(Entry));
-	}
-	rb->entries[rb->nentries++] = *entry;
-}
-
-static void
-visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
-{
-	LaneScan   *scan = arg;
-	BatcherReadback *rb = scan->rb;
-	uint64		group = (int64) entry->home < 0 ?
-		0 - entry->home : 0;
-	Entry		noted;
-
-	/* a lane that there is not, though none should be stored, is another one */
-	if (entry->queue_id != scan->queue_id || entry->home == scan->home ||
-		(uint32) entry->lane % scan->nlanes != scan->lane)
-		return;
-	if (!scan->second)
-	{
-		scan->nrows += entry->nrows;
-		if (group != 0)
-			note_group(scan, group, entry->number);
-		/* which of them are the oldest is known when all groups are */
-		if (rb->nentries == 2 * scan->max_entries)
-			scan->too_many = true;
-		if (scan->too_many)
-			return;
-	}
-	else if (rb->nentries == 2 * scan->max_entries)
-		keep_oldest(scan);
-	noted.number = entry->number;
-	noted.order = group == 0 ? entry->number :
-		scan->second ? place_of_group(scan, group) : group;
-	noted.tid = entry->tid;
-	add_entry(scan, &noted);
-}
-
-/* Fill the entries, in order, by one look or two at what a snapshot sees. */
-static void
-find_entries(LaneScan *scan, Relation spool)
-{
-	BatcherReadback *rb = scan->rb;
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int			i;
-
-	batcher_spool_scan(spool, snapshot, visit_entry, scan);
-	if (!scan->too_many)
-	{
-		for (i = 0; scan->groups && i < rb->nentries; i++)
-			rb->entries[i].order = place_of_group(scan, rb->entries[i].order);
-	}
-	else
-	{
-		scan->second = true;
-		rb->nentries = 0;
-		batcher_spool_scan(spool, snapshot, visit_entry, scan);
-	}
-	UnregisterSnapshot(snapshot);
-	qsort(rb->entries, rb->nentries, sizeof(Entry), compare_entries);
-	if (scan->groups)
-		hash_destroy(scan->groups);
-}
-
 /*
  * A scan has found 'nrows' rows of a lane, after its spill word was 'seen' and
  * its count 'before'.  Later they are counted by those who spill, settle and
@@ -491,30 +312,25 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 											  "batcher readback",
 											  ALLOCSET_DEFAULT_SIZES);
 	BatcherReadback *rb = MemoryContextAllocZero(cxt, sizeof(BatcherReadback));
-	LaneScan	scan = {
-		.rb = rb,
-		.queue_id = view->queue->key.queue_id,
-		.lane = view->queue->key.lane,
-		.nlanes = view->def->options.lanes,
-		.home = batcher_spool_home(version),
-		.max_entries = batcher_debug_limit("max-entries", MAX_ENTRIES)
-	};
+	int			nlanes = view->def->options.lanes;
+	int64		nrows;
 
-	rb->cxt = cxt;
+	rb->cxt = rb->found.cxt = cxt;
 	rb->version = version;
 	batcher_readback_reset(view);
 	view->readback = rb;
 	rb->scanned_upto = pg_atomic_read_u64(&view->db->next_number);
 	pg_memory_barrier();
 	before = pg_atomic_read_u64(&lane->nspilled);
-	find_entries(&scan, spool);
-	count_spilled(lane, seen, before, scan.nrows);
+	nrows = batcher_entries_find(&rb->found, spool, &view->queue->key, nlanes,
+								 batcher_spool_home(version));
+	count_spilled(lane, seen, before, nrows);
 	if (seen & BATCHER_SPILL_UNKNOWN)
 		batcher_lane_spill_known(lane, view->db, restores);
-	if (rb->nentries > 0)
+	if (rb->found.n > 0)
 		return;
 	/* a lane that the queue did not have may have got rows meanwhile */
-	if ((scan.lane >= scan.nlanes &&
+	if ((view->queue->key.lane >= nlanes &&
 		 pg_atomic_read_u64(&view->db->generation) != view->generation) ||
 		batcher_lane_spill_clear(lane, seen & ~BATCHER_SPILL_UNKNOWN))
 		batcher_readback_reset(view);
@@ -538,10 +354,10 @@ fetch_chunks(BatcherLaneView *view, Relation spool, BatcherGrave *grave)
 	Size		limit = view->def->options.key_policy == BATCHER_KEYS_ALL ?
 		Min(rb->bytes + READ_AHEAD, most_ahead()) : most_ahead();
 
-	while (rb->next < rb->nentries && rb->bytes < limit &&
+	while (rb->next < rb->found.n && rb->bytes < limit &&
 		   !batcher_grave_full(grave))
 	{
-		Entry	   *entry = &rb->entries[rb->next];
+		BatcherEntry *entry = &rb->found.list[rb->next];
 		BatcherSpoolEntry place = {.number = entry->number,.tid = entry->tid};
 		const char *why;
 		BatcherChunk *chunk;
@@ -607,8 +423,8 @@ batcher_readback_skip(BatcherLaneView *view, const BatcherSpoolEntry *entry)
 	BatcherReadback *rb = view->readback;
 
 	/* a scan that is not complete has nothing of the tuple that it is at */
-	if (rb == NULL || rb->next >= rb->nentries ||
-		!ItemPointerEquals(&rb->entries[rb->next].tid,
+	if (rb == NULL || rb->next >= rb->found.n ||
+		!ItemPointerEquals(&rb->found.list[rb->next].tid,
 						   (ItemPointer) &entry->tid))
 		return false;
 	rb->next++;
