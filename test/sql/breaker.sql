@@ -4,22 +4,11 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE br_target (pos serial, n int, batch int DEFAULT txid_current());
 CREATE TABLE br_broken ();
-CREATE FUNCTION br_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        IF done THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN false;
-END $$;
 -- Fails while the table br_broken is there.
 CREATE FUNCTION br_apply(n int) RETURNS int LANGUAGE plpgsql AS $$
 BEGIN
@@ -34,7 +23,7 @@ SELECT batch_create_queue('br other', 'INSERT INTO br_target (n) SELECT payload:
 
 -- Three failed flushes in a row open it; no row dies of that.
 SELECT batch_enqueue('br', '1') AS ticket \gset
-SELECT br_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
 SELECT pending, breaker_reason, consecutive_failures, next_flush_at > now() + '50 min' AS later, oldest_runnable_age
     FROM batcher.status WHERE queue = 'br';
 SELECT batches_failed, breaker_opened, rows_dead FROM batcher.stat_queue WHERE queue = 'br';
@@ -66,14 +55,14 @@ SELECT batch_drop_queue('br gone', force => true);
 BEGIN;
 SELECT batch_reset_breaker('br');
 ROLLBACK;
-SELECT br_until($$SELECT breaker_opened = 2 FROM batcher.stat_queue WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT breaker_opened = 2 FROM batcher.stat_queue WHERE queue = 'br'$$);
 -- A changed definition is tried at once too.
 SELECT batch_alter_queue('br', options => '{"breaker_recovery": "100 ms", "breaker_probes": 2}');
-SELECT br_until($$SELECT breaker_opened >= 4 FROM batcher.stat_queue WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT breaker_opened >= 4 FROM batcher.stat_queue WHERE queue = 'br'$$);
 SELECT count(*) FROM br_target WHERE n < 100;
 -- When it is mended, small batches are flushed first, then all.
 DROP TABLE br_broken;
-SELECT br_until($$SELECT pending = 0 AND breaker_state = 'closed' FROM batcher.status WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT pending = 0 AND breaker_state = 'closed' FROM batcher.status WHERE queue = 'br'$$);
 SELECT count(*), count(DISTINCT n) FROM br_target WHERE n < 100;
 SELECT count(*) >= 3 AS batches FROM (SELECT DISTINCT batch FROM br_target WHERE n < 100) s;
 SELECT batch_wait('br', :ticket);
@@ -85,16 +74,16 @@ CREATE TABLE br_broken ();
 SELECT batch_create_queue('br memory', 'INSERT INTO br_target (n) SELECT br_apply(payload::int) FROM batch ORDER BY batch_pos',
     options => '{"flush_interval": "5 ms", "breaker_threshold": 3, "breaker_recovery": "1 h", "breaker_probes": 2, "max_attempts": 1000, "retry_delay": "10 ms", "durable": false}');
 SELECT batch_enqueue('br memory', '201') > 0 AS has_ticket;
-SELECT br_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br memory'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br memory'$$);
 SELECT batch_enqueue_many('br memory', array(SELECT to_jsonb(n) FROM generate_series(202, 250) n));
 SELECT batch_flush('br memory');
 SELECT pending, breaker_reason, consecutive_failures FROM batcher.status WHERE queue = 'br memory';
 SELECT batches_failed, breaker_opened, rows_dead FROM batcher.stat_queue WHERE queue = 'br memory';
 SELECT batch_alter_queue('br memory', options => '{"breaker_recovery": "100 ms"}');
-SELECT br_until($$SELECT breaker_opened >= 3 FROM batcher.stat_queue WHERE queue = 'br memory'$$);
+SELECT wait_until($$SELECT breaker_opened >= 3 FROM batcher.stat_queue WHERE queue = 'br memory'$$);
 SELECT count(*) FROM br_target WHERE n > 200;
 DROP TABLE br_broken;
-SELECT br_until($$SELECT pending = 0 AND breaker_state = 'closed' FROM batcher.status WHERE queue = 'br memory'$$);
+SELECT wait_until($$SELECT pending = 0 AND breaker_state = 'closed' FROM batcher.status WHERE queue = 'br memory'$$);
 SELECT count(*), count(DISTINCT n), count(DISTINCT batch) >= 3 AS batches FROM br_target WHERE n > 200;
 SELECT rows_flushed, rows_dead FROM batcher.stat_queue WHERE queue = 'br memory';
 SELECT batch_drop_queue('br memory');
@@ -104,13 +93,13 @@ SELECT batch_alter_queue('br', options => '{"breaker_recovery": "1 h", "max_atte
 ALTER TABLE br_target RENAME n TO m;
 SELECT batch_reset_stats('br');
 SELECT batch_enqueue_many('br', '{51,52}');
-SELECT br_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
 SELECT breaker_reason, consecutive_failures FROM batcher.status WHERE queue = 'br';
 SELECT payload, attempts FROM batcher.pending ORDER BY ticket;
 SELECT batches_failed, breaker_opened, rows_failed, rows_dead FROM batcher.stat_queue WHERE queue = 'br';
 ALTER TABLE br_target RENAME m TO n;
 SELECT batch_reset_breaker('br');
-SELECT br_until($$SELECT pending = 0 FROM batcher.status WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT pending = 0 FROM batcher.status WHERE queue = 'br'$$);
 
 -- So does one that lacks a right, wherever it is noticed.
 CREATE FUNCTION br_denied() RETURNS int LANGUAGE plpgsql AS $$
@@ -119,7 +108,7 @@ BEGIN
 END $$;
 SELECT batch_alter_queue('br', flush_sql => 'INSERT INTO br_target (n) SELECT br_denied() FROM batch');
 SELECT batch_enqueue_many('br', '{53,54,55}');
-SELECT br_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
 SELECT payload, attempts FROM batcher.pending ORDER BY ticket;
 SELECT count(*) FROM batcher.dead_letter;
 -- Purging goes on, dropping too.
@@ -132,7 +121,7 @@ SELECT batch_drop_queue('br', true);
 SELECT batch_create_queue('br', 'INSERT INTO br_target (n) SELECT br_denied() FROM batch',
     options => '{"flush_interval": "5 ms", "durable": false, "memory_limit": "64kB", "breaker_recovery": "1 h"}');
 SELECT batch_enqueue('br', '57') > 0 AS has_ticket;
-SELECT br_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'br'$$);
 DO $$
 BEGIN
     PERFORM batch_enqueue('br', to_jsonb(repeat('x', 1000))) FROM generate_series(1, 1000);
@@ -151,5 +140,5 @@ SELECT batch_create_queue('br bad', options => '{"retry_delay": "2 s", "retry_ma
 
 SELECT batch_drop_queue('br', true), batch_drop_queue('br other');
 DROP TABLE br_target;
-DROP FUNCTION br_until(text), br_apply(int), br_denied();
+DROP FUNCTION br_apply(int), br_denied();
 DROP ROLE regress_batcher_monitor;

@@ -6,21 +6,10 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE dl_target (pos serial, n int CHECK (n > 0), attempts int, UNIQUE (n));
-CREATE FUNCTION dl_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        IF done THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN false;
-END $$;
 SELECT batch_create_queue('dl', 'INSERT INTO dl_target (n, attempts) SELECT payload::int, batch_attempts FROM batch ORDER BY batch_pos',
     options => '{"flush_interval": "1 h", "flush_size": 2000, "max_batch_size": 2000, "retry_delay": "20 ms", "notify_channel": "dl"}');
 SELECT batch_create_queue('dl memory', 'INSERT INTO dl_target (n, attempts) SELECT payload::int, batch_attempts FROM batch ORDER BY batch_pos',
@@ -88,11 +77,11 @@ INSERT INTO dl_target (n) VALUES (4000);
 SELECT batch_alter_queue('dl', options => '{"max_attempts": 1000, "retry_max_delay": "20 ms"}');
 SELECT batch_enqueue_many('dl', '{4001,4002,4003,4004,4005}', ARRAY['a', 'a', 'b', 'a', NULL]);
 SELECT batch_flush('dl', '0') >= 0 AS asked;
-SELECT dl_until('SELECT count(*) = 3 FROM dl_target WHERE n > 4000');
-SELECT dl_until($$SELECT attempts > 2 FROM batcher.pending WHERE payload = '4002'$$);
+SELECT wait_until('SELECT count(*) = 3 FROM dl_target WHERE n > 4000');
+SELECT wait_until($$SELECT attempts > 2 FROM batcher.pending WHERE payload = '4002'$$);
 SELECT batch_enqueue_many('dl', '{4006,4007}', '{a,b}');
 SELECT batch_flush('dl', '0') >= 0 AS asked;
-SELECT dl_until('SELECT count(*) = 4 FROM dl_target WHERE n > 4000');
+SELECT wait_until('SELECT count(*) = 4 FROM dl_target WHERE n > 4000');
 SELECT payload, key, attempts > 2 AS tried FROM batcher.pending ORDER BY ticket;
 SELECT oldest_at IS NOT NULL AS known, pending, breaker_state FROM batcher.status WHERE queue = 'dl';
 -- An immediate row of the key waits too.
@@ -173,7 +162,7 @@ SELECT batch_flush('dl', '10 s') IS NOT NULL AS flushed;
 SELECT n FROM dl_target WHERE n BETWEEN 21 AND 24;
 SELECT payload, sqlstate, message, detail ~ '^The tuple was at \(\d+,\d+\) of the table batcher.spool.$' AS detail, attempts
     FROM batcher.dead_letter WHERE payload IS NULL ORDER BY message;
-SELECT dl_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'dl'$$);
+SELECT wait_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'dl'$$);
 SELECT batch_retry_dead('dl') AS readable_ones;
 
 -- Bad input.
@@ -186,8 +175,8 @@ TRUNCATE batcher.dead_row;
 
 -- Dead letters go with their queue.
 SELECT batch_flush('dl', '0') IS NOT NULL AS flushed;
-SELECT dl_until($$SELECT count(*) = 2 FROM batcher.dead_letter$$);
+SELECT wait_until($$SELECT count(*) = 2 FROM batcher.dead_letter$$);
 SELECT batch_drop_queue('dl', true), batch_drop_queue('dl memory');
 SELECT count(*) FROM batcher.dead_row;
 DROP TABLE dl_target;
-DROP FUNCTION dl_until(text), dl_swallow(int), dl_denied();
+DROP FUNCTION dl_swallow(int), dl_denied();

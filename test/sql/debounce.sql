@@ -4,29 +4,20 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE de_target (n bigint GENERATED ALWAYS AS IDENTITY, at timestamptz DEFAULT clock_timestamp(), key text, v int, enqueued_at timestamptz);
 SELECT batch_create_queue('de', 'INSERT INTO de_target (key, v, enqueued_at) SELECT batch_key, payload::int, batch_enqueued_at FROM batch ORDER BY batch_pos',
     options => '{"key_policy": "last", "debounce": "1 h", "max_wait": "2 h", "flush_size": 1, "flush_interval": 1}');
-CREATE FUNCTION de_until(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..2000 LOOP
-        EXECUTE 'SELECT ' || condition INTO done;
-        EXIT WHEN done;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN done;
-END $$;
 
 -- Neither size nor window count; force does, and so do immediate rows.
 SELECT batch_enqueue_many('de', '{1,2,3,4}', '{a,b,a,NULL}');
-SELECT de_until($$(SELECT timers = 3 AND pending = 4 FROM batcher.status WHERE queue = 'de')$$);
+SELECT wait_until($$SELECT timers = 3 AND pending = 4 FROM batcher.status WHERE queue = 'de'$$);
 SELECT batch_enqueue('de', '5', 'b', immediate => true) AS ticket \gset
 SELECT batch_wait('de', :ticket);
 SELECT key, v FROM de_target ORDER BY n;
-SELECT de_until($$(SELECT timers = 2 AND pending = 3 FROM batcher.status WHERE queue = 'de')$$);
+SELECT wait_until($$SELECT timers = 2 AND pending = 3 FROM batcher.status WHERE queue = 'de'$$);
 SELECT batch_flush('de');
 SELECT key, v FROM de_target ORDER BY n;
 SELECT timers, pending FROM batcher.status WHERE queue = 'de';
@@ -36,13 +27,13 @@ SELECT batches_forced, batches_immediate, batches_debounced, batches_swept, rows
 TRUNCATE de_target RESTART IDENTITY;
 SELECT batch_alter_queue('de', '{"debounce": "50 ms"}');
 SELECT batch_enqueue_many('de', '{1,2,3}', '{a,b,a}');
-SELECT de_until($$(SELECT count(*) = 2 FROM de_target)$$);
+SELECT wait_until($$SELECT count(*) = 2 FROM de_target$$);
 SELECT key, v, at - enqueued_at >= '50 ms' AS has_waited FROM de_target ORDER BY n;
 SELECT batches_debounced, batches_swept FROM batcher.stat_queue WHERE queue = 'de';
 -- So does each row without key.
 TRUNCATE de_target RESTART IDENTITY;
 SELECT batch_enqueue_many('de', '{1,2}');
-SELECT de_until($$(SELECT count(*) = 2 FROM de_target)$$);
+SELECT wait_until($$SELECT count(*) = 2 FROM de_target$$);
 SELECT key, v, at - enqueued_at >= '50 ms' AS has_waited FROM de_target ORDER BY n;
 
 -- Something new comes all the time: after max_wait.  A key that is quiet does
@@ -64,7 +55,7 @@ BEGIN
         COMMIT;
     END LOOP;
 END $$;
-SELECT de_until($$(SELECT pending = 0 FROM batcher.status WHERE queue = 'de')$$);
+SELECT wait_until($$SELECT pending = 0 FROM batcher.status WHERE queue = 'de'$$);
 SELECT count(*) FROM de_target WHERE key = 'quiet';
 SELECT count(*) >= 2 AS swept FROM de_target WHERE key = 'noisy';
 SELECT batches_swept >= 1 AS swept, rows_superseded + rows_flushed = rows_enqueued AS adds_up FROM batcher.stat_queue WHERE queue = 'de';
@@ -74,10 +65,10 @@ TRUNCATE de_target RESTART IDENTITY;
 SELECT batch_pause('de');
 SELECT batch_alter_queue('de', '{"preset": "debounced", "max_batch_size": null, "debounce": 10, "flush_size": null, "flush_interval": null}');
 SELECT count(batch_enqueue('de', to_jsonb(g), 'k' || g % 250)) FROM generate_series(1, 1000) g;
-SELECT de_until($$(SELECT bool_and(clock_timestamp() > enqueued_at + interval '20 ms') FROM batcher.pending WHERE queue = 'de')$$);
+SELECT wait_until($$SELECT bool_and(clock_timestamp() > enqueued_at + interval '20 ms') FROM batcher.pending WHERE queue = 'de'$$);
 SELECT batch_reset_stats('de');
 SELECT batch_resume('de');
-SELECT de_until($$(SELECT pending = 0 FROM batcher.status WHERE queue = 'de')$$);
+SELECT wait_until($$SELECT pending = 0 FROM batcher.status WHERE queue = 'de'$$);
 SELECT count(*), count(DISTINCT key), min(v) FROM de_target;
 SELECT batches, batches_debounced + batches_swept AS by_timer FROM batcher.stat_queue WHERE queue = 'de';
 
@@ -92,4 +83,3 @@ SELECT batch_alter_queue('de', '{"debounce": "10 s", "max_wait": null}');
 SELECT batch_stats('de') #> '{config,max_wait}';
 SELECT batch_drop_queue('de', true);
 DROP TABLE de_target;
-DROP FUNCTION de_until(text);

@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE fc_target (payload text);
 CREATE TABLE fc_mended (state text);
@@ -18,16 +20,6 @@ END $$;
 SELECT batch_create_queue('fc', 'INSERT INTO fc_target SELECT fc_apply(payload #>> ''{}'') FROM batch ORDER BY batch_pos',
     options => '{"flush_interval": "1 ms", "max_attempts": 2, "retry_delay": "5 ms", "retry_max_delay": "5 ms", "breaker_threshold": 1000, "breaker_recovery": "1 h"}');
 
-CREATE FUNCTION fc_until(query text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        EXIT WHEN done;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
 CREATE FUNCTION fc_shows() RETURNS text LANGUAGE sql AS $$
     SELECT concat_ws(', ',
         CASE WHEN rows_retried >= 3 THEN 'tried again' END,
@@ -44,13 +36,13 @@ CREATE PROCEDURE fc_try(rows jsonb, becomes text, INOUT shows text) LANGUAGE plp
 BEGIN
     PERFORM batch_reset_stats('fc'), batch_enqueue_many('fc', array(SELECT jsonb_array_elements(rows)));
     COMMIT;
-    PERFORM fc_until('SELECT ' || becomes || ' FROM batcher.stat_queue s JOIN batcher.status t USING (queue) WHERE queue = ''fc''');
+    PERFORM wait_until('SELECT ' || becomes || ' FROM batcher.stat_queue s JOIN batcher.status t USING (queue) WHERE queue = ''fc''');
     shows := fc_shows();
     INSERT INTO fc_mended VALUES (rows ->> 0);
     COMMIT;
     PERFORM batch_reset_breaker('fc'), batch_purge_dead('fc');
     COMMIT;
-    PERFORM fc_until('SELECT pending = 0 AND NOT is_flushing FROM batcher.status WHERE queue = ''fc''');
+    PERFORM wait_until('SELECT pending = 0 AND NOT is_flushing FROM batcher.status WHERE queue = ''fc''');
     DELETE FROM fc_mended;
     COMMIT;
 END $$;
@@ -89,4 +81,4 @@ SELECT coalesce(fault, 'good') AS fault, count(*), count(DISTINCT payload)
 SELECT batch_drop_queue('fc');
 DROP TABLE fc_target, fc_mended, fc_class;
 DROP PROCEDURE fc_try(jsonb, text, text);
-DROP FUNCTION fc_until(text), fc_apply(text), fc_shows();
+DROP FUNCTION fc_apply(text), fc_shows();

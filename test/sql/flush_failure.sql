@@ -4,6 +4,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE ff_target (n int);
 CREATE TABLE ff_other (n int);
@@ -20,30 +22,15 @@ SELECT batch_create_queue('ff', 'INSERT INTO ff_target SELECT payload::int FROM 
 SELECT batch_create_queue('ff memory', 'INSERT INTO ff_target SELECT payload::int FROM batch', options => '{"flush_interval": "1 h", "durable": false, "retry_delay": "20 ms", "breaker_threshold": 100, "max_attempts": 4}');
 SELECT batch_create_queue('ff good', 'INSERT INTO ff_other SELECT payload::int FROM batch', options => '{"flush_interval": "5 ms"}');
 
--- Waits until a query returns true.
-CREATE FUNCTION ff_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        IF done THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN false;
-END $$;
-
 -- A worker serves them all.
-SELECT ff_until($$SELECT bool_and(worker_pid IS NOT NULL) FROM batcher.status$$);
+SELECT wait_until($$SELECT bool_and(worker_pid IS NOT NULL) FROM batcher.status$$);
 
 -- All rows fail: they wait, and are tried again as a whole.
 SELECT batch_enqueue_many('ff', '{-1,-2,-3}') AS rows, batch_enqueue_many('ff memory', '{-4,-5,-6}') AS others;
 \set VERBOSITY terse
 SELECT batch_flush('ff', '0'), batch_flush('ff memory', '0');
 \set VERBOSITY default
-SELECT ff_until($$SELECT bool_and(batches_failed >= 2) FROM batcher.stat_queue WHERE queue <> 'ff good'$$);
+SELECT wait_until($$SELECT bool_and(batches_failed >= 2) FROM batcher.stat_queue WHERE queue <> 'ff good'$$);
 SELECT count(*) FROM ff_target;
 SELECT queue, payload, attempts FROM batcher.pending ORDER BY ticket;
 SELECT queue, pending, consecutive_failures > 0 AS failing, last_error, breaker_state
@@ -57,7 +44,7 @@ SELECT batch_enqueue('ff good', '7') AS ticket \gset
 SELECT batch_wait('ff good', :ticket);
 SELECT batch_enqueue_many('ff', '{8,9}');
 SELECT batch_flush('ff', '0') >= 0 AS asked;
-SELECT ff_until('SELECT count(*) = 2 FROM ff_target');
+SELECT wait_until('SELECT count(*) = 2 FROM ff_target');
 SELECT payload, attempts FROM batcher.pending WHERE queue = 'ff' ORDER BY ticket;
 SELECT rows_failed, rows_dead, batches_split > 0 AS split, rows_tried_alone > 0 AS alone FROM batcher.stat_queue WHERE queue = 'ff';
 
@@ -75,7 +62,7 @@ BEGIN
         IF batch_wait('ff', ticket) <> 'flushed' THEN
             RAISE 'row % is not flushed', n;
         END IF;
-        PERFORM ff_until(format('SELECT rows_tried_alone > %s FROM batcher.stat_queue WHERE queue = %L', tried + 3 * (n - 100), 'ff'));
+        PERFORM wait_until(format('SELECT rows_tried_alone > %s FROM batcher.stat_queue WHERE queue = %L', tried + 3 * (n - 100), 'ff'));
         COMMIT;
     END LOOP;
 END $$;
@@ -111,7 +98,7 @@ SELECT batch_enqueue_many('ff', '{11,12}');
 SET client_min_messages = error;
 SELECT batch_flush('ff', '0') >= 0 AS asked;
 RESET client_min_messages;
-SELECT ff_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'ff'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'ff'$$);
 SELECT last_error, breaker_reason FROM batcher.status WHERE queue = 'ff';
 SELECT batch_alter_queue('ff', flush_sql => 'INSERT INTO ff_renamed SELECT payload::int FROM batch');
 SELECT batch_flush('ff') IS NOT NULL AS flushed;
@@ -132,12 +119,12 @@ SELECT * FROM ff_renamed;
 SELECT batch_alter_queue('ff', flush_sql => 'SELECT 1 / (batch_pos - 1) FROM batch', options => '{"max_attempts": 1000, "retry_delay": "1 h", "retry_max_delay": "1 h"}');
 SELECT batch_enqueue('ff', '15') AS ticket \gset
 SELECT batch_flush('ff', '0') >= 0 AS asked;
-SELECT ff_until($$SELECT attempts = 1 FROM batcher.pending WHERE queue = 'ff'$$);
+SELECT wait_until($$SELECT attempts = 1 FROM batcher.pending WHERE queue = 'ff'$$);
 SELECT batch_purge('ff');
 SELECT batch_wait('ff', :ticket);
 SELECT batch_enqueue('ff', '16') > 0 AS has_ticket;
 SELECT batch_flush('ff', '0') >= 0 AS asked;
-SELECT ff_until($$SELECT attempts = 1 FROM batcher.pending WHERE queue = 'ff'$$);
+SELECT wait_until($$SELECT attempts = 1 FROM batcher.pending WHERE queue = 'ff'$$);
 SELECT batch_drop_queue('ff', true);
 SELECT count(*) FROM batcher.spool;
 
@@ -160,4 +147,4 @@ DROP FUNCTION ff_cancel(int);
 
 SELECT batch_drop_queue('ff memory'), batch_drop_queue('ff good');
 DROP TABLE ff_renamed, ff_other;
-DROP FUNCTION ff_until(text), ff_refuse();
+DROP FUNCTION ff_refuse();

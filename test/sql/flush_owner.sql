@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE ROLE regress_batcher_owner;
 GRANT EXECUTE ON FUNCTION batch_create_queue TO regress_batcher_owner;
@@ -17,12 +19,9 @@ DECLARE
 BEGIN
     SET LOCAL client_min_messages = error;
     PERFORM batch_flush(q, '0');
-    FOR i IN 1..3000 LOOP
-        SELECT last_error INTO why FROM batcher.stat_queue
-            WHERE queue = q AND last_error_at IS DISTINCT FROM before;
-        EXIT WHEN FOUND;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
+    IF wait_until(format('SELECT last_error_at IS DISTINCT FROM %L FROM batcher.stat_queue WHERE queue = %L', before, q)) THEN
+        SELECT last_error INTO why FROM batcher.stat_queue WHERE queue = q;
+    END IF;
     PERFORM batch_purge(q);
     PERFORM batch_reset_breaker(q);
     RETURN why;

@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE im_target (batch bigint GENERATED ALWAYS AS IDENTITY, rows text);
 SELECT batch_create_queue('im', 'INSERT INTO im_target (rows) SELECT string_agg(concat(batch_key, payload), '','' ORDER BY batch_pos) FROM batch', options => '{"flush_interval": "1 h"}');
@@ -41,13 +43,7 @@ ROLLBACK;
 -- Many.
 TRUNCATE im_target;
 SELECT batch_enqueue_many('im', '{11,12,13}', immediate => true);
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM batcher.stat_queue WHERE queue = 'im' AND rows_flushed = 10);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT rows_flushed = 10 FROM batcher.stat_queue WHERE queue = 'im'$$);
 SELECT rows FROM im_target ORDER BY batch;
 SELECT key, payload FROM batcher.pending ORDER BY ticket;
 SELECT rows_flushed, batches_immediate, batches FROM batcher.stat_queue WHERE queue = 'im';

@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE kp_target (n bigint GENERATED ALWAYS AS IDENTITY, rows text);
 SELECT batch_create_queue('kp', $$INSERT INTO kp_target (rows)
@@ -102,28 +104,15 @@ SELECT key, payload, attempts FROM batcher.dead_letter ORDER BY ticket;
 
 -- What comes later than rows that could not be merged is merged again, though
 -- one of these waits still.
-CREATE FUNCTION kp_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        IF done THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN false;
-END $$;
 SELECT batch_purge_dead('kp');
 TRUNCATE kp_target;
 SELECT batch_reset_stats('kp');
 SELECT batch_alter_queue('kp', '{"max_batch_size": 1, "retry_delay": "1 h", "retry_max_delay": "1 h"}');
 SELECT batch_enqueue_many('kp', '{"{\"v\": 1}", "{\"v\": -2}", "{\"w\": 3}"}', '{a,a,a}');
-SELECT kp_until($$SELECT attempts = 1 FROM batcher.pending WHERE payload->>'v' = '-2'$$);
+SELECT wait_until($$SELECT attempts = 1 FROM batcher.pending WHERE payload->>'v' = '-2'$$);
 SELECT batch_enqueue_many('kp', '{"{\"x\": 4}", "{\"v\": 5}", "{\"y\": 6}"}', '{a,a,a}');
 SELECT batch_reset_breaker('kp');
-SELECT kp_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE payload->>'v' = '-2'$$);
+SELECT wait_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE payload->>'v' = '-2'$$);
 SELECT batch_flush('kp') >= 0 AS is_flushed;
 SELECT key, v FROM kp_target ORDER BY ticket;
 SELECT rows_flushed, rows_superseded, rows_dead FROM batcher.stat_queue WHERE queue = 'kp';
@@ -134,14 +123,13 @@ TRUNCATE kp_target;
 SELECT batch_create_queue('kp again', 'INSERT INTO kp_target SELECT batch_ticket, batch_key, (payload->>''v'')::int FROM batch',
     options => '{"durable": false, "key_policy": "last", "flush_interval": "10 ms", "max_attempts": 1000, "retry_delay": "1 h", "retry_max_delay": "1 h"}');
 SELECT batch_enqueue_many('kp again', '{"{\"v\": 1}", "{\"v\": -2}"}', '{a,a}');
-SELECT kp_until($$SELECT attempts = 1 FROM batcher.pending WHERE payload->>'v' = '-2'$$);
+SELECT wait_until($$SELECT attempts = 1 FROM batcher.pending WHERE payload->>'v' = '-2'$$);
 SELECT batch_enqueue_many('kp again', array_agg('{"v": 3}'::jsonb), array_agg('b'::text)) FROM generate_series(1, 50000);
-SELECT kp_until($$SELECT count(*) = 2 FROM batcher.pending WHERE queue = 'kp again'$$);
+SELECT wait_until($$SELECT count(*) = 2 FROM batcher.pending WHERE queue = 'kp again'$$);
 SELECT batch_enqueue('kp again', '{"v": 4}', 'c') AS ticket \gset
 SELECT batch_wait('kp again', :ticket);
 SELECT payload, attempts FROM batcher.pending WHERE queue = 'kp again' ORDER BY ticket;
 SELECT batch_drop_queue('kp again', true);
-DROP FUNCTION kp_until(text);
 
 -- Many rows that each add a member become a few, none of them too expensive.
 CREATE TABLE kp_many (payload jsonb);

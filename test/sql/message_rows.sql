@@ -4,21 +4,11 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 -- What differs from run to run is cut out of what psql shows.
 \set listen '\\o |sed -E \'s/"at": "[^"]+", //; s/"epoch": "[0-9a-f]+", //; s/ received from .*//; s/Asynchronous notification/message/; s/ with payload/:/\''
-
--- The messages of a queue with a target are sent after the data: wait for them.
-CREATE FUNCTION mr_wait(name text, n int) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        PERFORM pg_stat_clear_snapshot();
-        EXIT WHEN (SELECT messages_sent >= n FROM batcher.stat_queue WHERE queue = name)
-            AND NOT EXISTS (SELECT FROM pg_stat_activity
-                WHERE backend_type = 'batcher worker' AND datname = current_database() AND state = 'active');
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
 
 SELECT batch_create_queue('mr', options => '{"flush_interval": "1 h", "notify_channel": "mr_{topic}",
     "notify_format": "rows"}');
@@ -120,12 +110,11 @@ CREATE TABLE mr_target (id int PRIMARY KEY, word text DEFAULT 'none', kind mr_ki
 SELECT batch_create_queue('mr target', target => 'mr_target', options => '{"flush_interval": "1 h", "notify_channel": "mr", "notify_format": "rows", "max_attempts": 1}');
 SELECT batch_enqueue_many('mr target', ARRAY['{"id": 1}', '{"id": 2, "word": "two"}', '{"id": 3, "kind": "none"}', '{"id": 2}', '{"kind": "job", "id": 4}', '{"id": 5}']::jsonb[]);
 :listen
-SELECT batch_flush('mr target'), mr_wait('mr target', 1);
+SELECT batch_flush('mr target'), wait_sent('mr target', 1);
 \o
 SELECT * FROM mr_target ORDER BY id;
 SELECT payload, sqlstate FROM batcher.dead_letter WHERE queue = 'mr target' ORDER BY ticket;
 SELECT batch_drop_queue('mr typed'), batch_drop_queue('mr target');
-DROP FUNCTION mr_wait(text, int);
 DROP TABLE mr_target;
 DROP TYPE mr_type, mr_kind;
 

@@ -4,6 +4,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE nq_target (n int);
 
@@ -40,13 +42,7 @@ SELECT batch_enqueue('nq', '7') > 0 AS has_ticket;
 SELECT batch_flush('nq');
 SELECT * FROM nq_target;
 -- Its messages are sent after the data, so they are waited for.
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM batcher.stat_queue WHERE queue = 'nq' AND messages_sent = 2);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT messages_sent = 2 FROM batcher.stat_queue WHERE queue = 'nq'$$);
 SELECT messages_sent, messages_saved FROM batcher.stat_queue WHERE queue = 'nq';
 
 -- A flush that fails sends nothing.
@@ -54,13 +50,7 @@ SELECT batch_alter_queue('nq', flush_sql => 'SELECT 1 / (payload::int - 1) FROM 
 SELECT batch_reset_stats('nq');
 SELECT batch_enqueue('nq', '1') > 0 AS has_ticket;
 SELECT batch_flush('nq', '0');
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM batcher.stat_queue WHERE queue = 'nq' AND batches_failed > 0);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT batches_failed > 0 FROM batcher.stat_queue WHERE queue = 'nq'$$);
 SELECT batch_purge('nq');
 SELECT batches, messages_sent FROM batcher.stat_queue WHERE queue = 'nq';
 

@@ -2,19 +2,10 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 \set listen '\\o |sed -E \'s/"at": "[^"]+", //; s/"epoch": "[0-9a-f]+"/"epoch": E/; s/ received from .*//; s/Asynchronous notification/message/; s/ with payload/:/; s/x{2000,}/x.../\''
--- Messages are sent after the data: wait until the worker has done so.
-CREATE FUNCTION ns_wait(n int, name text DEFAULT 'ns') RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        PERFORM pg_stat_clear_snapshot();
-        EXIT WHEN (SELECT messages_sent >= n FROM batcher.stat_queue WHERE queue = name)
-            AND NOT EXISTS (SELECT FROM pg_stat_activity
-                WHERE backend_type = 'batcher worker' AND datname = current_database() AND state = 'active');
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
 
 CREATE SCHEMA ns;
 CREATE TABLE ns_score (player text PRIMARY KEY, score int CHECK (score < 1000));
@@ -54,31 +45,31 @@ SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', jsonb_object_agg(
 SELECT batch_reset_stats('ns');
 SELECT batch_enqueue_many('ns', ARRAY['["ann", 1]', '["bob", 2]']::jsonb[]);
 :listen
-SELECT batch_flush('ns'), ns_wait(1);
+SELECT batch_flush('ns'), wait_sent('ns', 1);
 \o
 SELECT batch_reset_stats('ns');
 SELECT batch_enqueue_many('ns', ARRAY['["ann", 0]', '["bob", 5]', '["cid", 7]']::jsonb[]);
 :listen
-SELECT batch_flush('ns'), ns_wait(1);
+SELECT batch_flush('ns'), wait_sent('ns', 1);
 \o
 SELECT batch_reset_stats('ns');
 -- An empty result has its columns; the SELECT sees what the statement did.
 SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', jsonb_build_object(''changed'', (SELECT count(player) FROM result), ''rows'', (SELECT count(*) FROM batch), ''sum'', (SELECT sum(score) FROM ns_score))"}');
 SELECT batch_enqueue_many('ns', ARRAY['["ann", 0]', '["bob", 0]']::jsonb[]);
 :listen
-SELECT batch_flush('ns'), ns_wait(1);
+SELECT batch_flush('ns'), wait_sent('ns', 1);
 \o
 SELECT batch_reset_stats('ns');
 SELECT batch_enqueue_many('ns', ARRAY['["dan", 10]']::jsonb[]);
 :listen
-SELECT batch_flush('ns'), ns_wait(1);
+SELECT batch_flush('ns'), wait_sent('ns', 1);
 \o
 SELECT batch_reset_stats('ns');
 -- A SELECT has a result too, a statement without RETURNING has none.
 SELECT batch_alter_queue('ns', '{"notify_sql": "SELECT ''ns'', max(a)::text FROM result"}', flush_sql => 'SELECT payload::text AS a FROM batch');
 SELECT batch_enqueue_many('ns', '{3,7}');
 :listen
-SELECT batch_flush('ns'), ns_wait(1);
+SELECT batch_flush('ns'), wait_sent('ns', 1);
 \o
 SELECT batch_reset_stats('ns');
 SELECT batch_alter_queue('ns', flush_sql => 'DELETE FROM ns_score WHERE false');
@@ -120,7 +111,7 @@ RESET search_path;
 SELECT batch_alter_queue('ns', flush_sql => 'SELECT payload::text || ns_word() AS a FROM batch');
 SELECT batch_enqueue('ns', '1') > 0 AS enqueued;
 :listen
-SELECT batch_flush('ns'), ns_wait(1);
+SELECT batch_flush('ns'), wait_sent('ns', 1);
 \o
 SELECT batch_reset_stats('ns');
 
@@ -131,7 +122,7 @@ SELECT batch_alter_queue('ns', '{"max_attempts": 1, "notify_sql": "SELECT player
 SELECT batch_enqueue_many('ns', ARRAY['{"k": "ns_a", "s": 1}', '{"k": "", "s": 1}', '{"k": "ns_b", "s": 1}',
     '{"k": "ns", "s": 1000}', '{"k": "0123456789012345678901234567890123456789012345678901234567890123", "s": 1}']::jsonb[]);
 :listen
-SELECT batch_flush('ns'), ns_wait(2);
+SELECT batch_flush('ns'), wait_sent('ns', 2);
 \o
 SELECT payload->>'k' AS k, sqlstate, message FROM batcher.dead_letter WHERE queue = 'ns' ORDER BY ticket;
 SELECT player FROM ns_score WHERE score = 1 ORDER BY 1;
@@ -175,7 +166,7 @@ SELECT batch_enqueue('ns owned', '1') > 0 AS enqueued;
 SELECT batch_flush('ns owned', '0');
 RESET ROLE;
 RESET client_min_messages;
-DO $$ BEGIN FOR i IN 1..1000 LOOP EXIT WHEN (SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'ns owned'); PERFORM pg_sleep(0.01); END LOOP; END $$;
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'ns owned'$$);
 SELECT breaker_state, breaker_reason FROM batcher.status WHERE queue = 'ns owned';
 
 -- Of a typed queue "batch" has the columns, with their types.
@@ -186,7 +177,7 @@ SELECT batch_create_queue('ns typed', 'INSERT INTO ns_score SELECT player, score
         'result', (SELECT jsonb_agg(r ORDER BY points) FROM result r))$$));
 SELECT batch_enqueue_row('ns typed', ROW('eve', 1, '{"x y",z}')::ns.game, 'k') > 0 AND batch_enqueue('ns typed', '{"score": 2, "player": "fay"}') > 0 AS enqueued;
 :listen
-SELECT batch_flush('ns typed'), ns_wait(1, 'ns typed');
+SELECT batch_flush('ns typed'), wait_sent('ns typed', 1);
 \o
 SELECT batch_alter_queue('ns typed', '{"notify_sql": "SELECT ''ns'', payload FROM batch"}');
 -- Rows of a type that has changed while they wait.
@@ -194,7 +185,7 @@ SELECT batch_alter_queue('ns typed', flush_sql => 'SELECT FROM batch', options =
 SELECT batch_enqueue_row('ns typed', ROW('gil', 3, NULL)::ns.game) > 0 AS enqueued;
 ALTER TYPE ns.game DROP ATTRIBUTE tags, ADD ATTRIBUTE level int, ALTER ATTRIBUTE score TYPE text;
 :listen
-SELECT batch_flush('ns typed'), ns_wait(2, 'ns typed');
+SELECT batch_flush('ns typed'), wait_sent('ns typed', 2);
 \o
 -- A target, whose insert returns nothing.  A column that a row does not name is
 -- null here, whatever its default.
@@ -204,13 +195,13 @@ SELECT batch_create_queue('ns target', target => 'ns.log', options => '{"flush_i
     "notify_sql": "SELECT ''ns'', jsonb_build_object(''word'', word, ''level'', level, ''pos'', batch_pos, ''in target'', (SELECT count(*) FROM ns.log)) FROM batch ORDER BY batch_pos"}');
 SELECT batch_enqueue_many('ns target', ARRAY['{"word": "one"}', '{"word": "two", "level": 2}', '{"level": 3, "word": "three"}']::jsonb[]);
 :listen
-SELECT batch_flush('ns target'), ns_wait(3, 'ns target');
+SELECT batch_flush('ns target'), wait_sent('ns target', 3);
 \o
 SELECT * FROM ns.log ORDER BY id;
 -- A row that the target does not take is not told of.
 SELECT batch_enqueue_many('ns target', ARRAY['{"word": "four"}', '{"word": "five", "level": 10}', '{"word": "six"}']::jsonb[]);
 :listen
-SELECT batch_flush('ns target'), ns_wait(5, 'ns target');
+SELECT batch_flush('ns target'), wait_sent('ns target', 5);
 \o
 SELECT payload, sqlstate FROM batcher.dead_letter WHERE queue = 'ns target';
 -- The target is another one now.
@@ -219,7 +210,7 @@ ALTER TABLE ns.book RENAME level TO height;
 SELECT batch_alter_queue('ns target', '{"notify_sql": "SELECT ''ns'', word || height FROM batch"}');
 SELECT batch_enqueue('ns target', '{"word": "seven", "height": 1}') > 0 AS enqueued;
 :listen
-SELECT batch_flush('ns target'), ns_wait(6, 'ns target');
+SELECT batch_flush('ns target'), wait_sent('ns target', 6);
 \o
 SELECT batch_drop_queue('ns typed'), batch_drop_queue('ns target');
 DROP TABLE ns.book;
@@ -230,5 +221,5 @@ SELECT batch_drop_queue('ns'), batch_drop_queue('ns owned', force => true);
 REVOKE EXECUTE ON FUNCTION batch_create_queue(text, text, regclass, regtype, jsonb, boolean) FROM ns_owner;
 DROP ROLE ns_owner, ns_manager;
 DROP TABLE ns_score;
-DROP FUNCTION ns_word(), ns_wait(int, text);
+DROP FUNCTION ns_word();
 DROP SCHEMA ns CASCADE;

@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE pr_target (n bigint GENERATED ALWAYS AS IDENTITY, rows text);
 SELECT batch_create_queue('pr', $$INSERT INTO pr_target (rows)
@@ -47,12 +49,7 @@ TRUNCATE pr_target RESTART IDENTITY;
 SELECT batch_pause('pr');
 SELECT batch_alter_queue('pr', '{"flush_interval": "1 min", "max_batch_size": 1}');
 SELECT batch_enqueue('pr', '"old"', priority => -1) > 0 AS has_ticket;
-DO $$
-BEGIN
-    WHILE (SELECT clock_timestamp() - enqueued_at < interval '100 ms' FROM batcher.pending WHERE queue = 'pr') LOOP
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT clock_timestamp() - enqueued_at >= interval '100 ms' FROM batcher.pending WHERE queue = 'pr'$$);
 SELECT batch_alter_queue('pr', '{"flush_interval": "5 ms"}');
 BEGIN;
 SELECT batch_enqueue('pr', '"young"', priority => 9) > 0 AS has_ticket;

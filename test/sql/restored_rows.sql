@@ -3,21 +3,10 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE rr_target (n int, key text, priority int, attempts int);
-CREATE FUNCTION rr_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        IF done THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN false;
-END $$;
 SELECT batch_create_queue('rr',
     'INSERT INTO rr_target (n, key, priority, attempts)
      SELECT payload::int, batch_key, batch_priority, batch_attempts FROM batch ORDER BY batch_pos',
@@ -70,14 +59,14 @@ SELECT rr_restore(140010, '{"ticket": 9223372036854775807, "payload": 1}');
 
 -- The others are flushed, in their time, whatever they say of that.
 SELECT batch_resume();
-SELECT rr_until($$SELECT count(*) = 9 FROM rr_target$$);
+SELECT wait_until($$SELECT count(*) = 9 FROM rr_target$$);
 SELECT n, key, priority, attempts FROM rr_target ORDER BY n;
 -- As many as a tuple may have.
 SELECT rr_restore(70070, jsonb_build_object('tickets', array_agg(70000 + i), 'payloads', array_agg(i))) FROM generate_series(71, 71 + 65534) i;
 SELECT batch_resume();
-SELECT rr_until($$SELECT count(*) = 65544 FROM rr_target$$);
+SELECT wait_until($$SELECT count(*) = 65544 FROM rr_target$$);
 SELECT count(*), count(DISTINCT n), min(n), max(n) FROM rr_target WHERE n >= 71;
-SELECT rr_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
+SELECT wait_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
 SELECT ticket, payload, sqlstate, message, attempts FROM batcher.dead_letter ORDER BY ticket;
 -- What belongs to no queue can be thrown away, and nothing else.
 INSERT INTO batcher.dead_row (queue_id, ticket, priority, sqlstate, attempts, died_at) VALUES (-1, 1, 0, '22012', 1, now());
@@ -112,9 +101,9 @@ INSERT INTO batcher.spool SELECT r.* FROM generate_series(150000, 152499) i,
     LATERAL jsonb_populate_record(rr_fixed(10 * i), CASE WHEN i % 2 = 1 THEN '{}' ELSE jsonb_build_object('ticket', 10 * i + 1, 'payload', i) END) r;
 COMMIT;
 SELECT batch_resume();
-SELECT rr_until($$SELECT count(*) = 1250 FROM rr_target WHERE n >= 150000$$);
-SELECT rr_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
-SELECT rr_until($$SELECT count(*) = 0 FROM pg_stat_clear_snapshot(), pg_stat_activity WHERE application_name = 'batcher worker' AND state <> 'idle'$$);
+SELECT wait_until($$SELECT count(*) = 1250 FROM rr_target WHERE n >= 150000$$);
+SELECT wait_until($$SELECT pending = 0 AND spilled = 0 FROM batcher.status WHERE queue = 'rr'$$);
+SELECT wait_until($$SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'batcher worker' AND state <> 'idle'$$);
 SELECT rr_scans() - :before BETWEEN 1 AND 50 AS few;
 SELECT count(*), count(DISTINCT ticket), count(*) FILTER (WHERE payload IS NULL AND ticket % 20 = 10) AS unreadable
     FROM batcher.dead_letter WHERE ticket >= 1500000;
@@ -129,7 +118,7 @@ SELECT rr_restore(200000, '{"queue_id": 0}');
 SELECT count(*) FROM batcher.pending;
 \set VERBOSITY default
 SELECT batch_resume('rr zero');
-SELECT rr_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE queue = 'rr zero'$$);
+SELECT wait_until($$SELECT count(*) = 1 FROM batcher.dead_letter WHERE queue = 'rr zero'$$);
 
 -- Queues whose statement nobody has checked open their breaker, and say why.
 CREATE FUNCTION rr_queue(id int, flush_sql text, options jsonb DEFAULT '{}', target text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
@@ -149,7 +138,7 @@ SELECT rr_queue(10007, 'SELECT payload INTO rr_made FROM batch UNION SELECT payl
 SELECT rr_queue(10008, 'SELECT FROM batch', '{}', 'rr_target');
 COMMIT;
 SELECT batch_resume();
-SELECT rr_until($$SELECT count(*) = 8 FROM batcher.status WHERE breaker_state = 'open'$$);
+SELECT wait_until($$SELECT count(*) = 8 FROM batcher.status WHERE breaker_state = 'open'$$);
 SELECT queue, breaker_reason FROM batcher.status WHERE breaker_state = 'open' ORDER BY queue;
 SELECT queue, ticket, payload FROM batcher.pending ORDER BY ticket;
 SELECT count(batch_drop_queue(queue, true)) FROM batcher.queue WHERE queue ~ '^rr1';
@@ -179,5 +168,5 @@ SELECT batch_drop_queue('rr other'), batch_drop_queue('rr dead');
 DROP ROLE regress_batcher_rr;
 
 SELECT batch_drop_queue('rr', true), batch_drop_queue('rr zero');
-DROP FUNCTION rr_scans(), rr_until(text), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb, text);
+DROP FUNCTION rr_scans(), rr_restore(bigint, jsonb), rr_fixed(bigint), rr_queue(int, text, jsonb, text);
 DROP TABLE rr_target;

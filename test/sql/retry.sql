@@ -1,6 +1,8 @@
 -- A row that waits to be tried again.
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 CREATE TABLE re_factor (n int);
 INSERT INTO re_factor VALUES (0);
 CREATE TABLE re_done (n int);
@@ -47,13 +49,7 @@ SELECT count(batch_enqueue('re', jsonb_build_object('n', i - 1, 'long', repeat('
 SELECT batch_enqueue('re', '{"n": 1}', 'other') AS other \gset
 SELECT batch_resume('re');
 -- (nothing wakes the worker)
-DO $$
-BEGIN
-	FOR i IN 1..3000 LOOP
-		EXIT WHEN EXISTS (SELECT FROM re_done);
-		PERFORM pg_sleep(0.01);
-	END LOOP;
-END $$;
+SELECT wait_until($$SELECT EXISTS (SELECT FROM re_done)$$);
 SELECT batch_wait('re', :other, '0');
 SELECT n FROM re_done;
 SELECT batch_drop_queue('re', true);

@@ -2,6 +2,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE ROLE regress_batcher_owner;
 CREATE ROLE regress_batcher_member IN ROLE regress_batcher_owner;
@@ -121,13 +123,7 @@ REVOKE ALL ON ri_target FROM regress_batcher_owner;
 SET client_min_messages = error;
 SELECT batch_flush('ri', '0');
 RESET client_min_messages;
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM batcher.status WHERE queue = 'ri' AND consecutive_failures > 0);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT consecutive_failures > 0 FROM batcher.status WHERE queue = 'ri'$$);
 SET ROLE regress_batcher_monitor;
 SELECT consecutive_failures > 0 AS failed, last_error FROM batcher.status WHERE queue = 'ri';
 SELECT batches_failed > 0 AS failed, last_error, last_error_at IS NOT NULL AS dated FROM batcher.stat_queue WHERE queue = 'ri';

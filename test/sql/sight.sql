@@ -2,6 +2,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE ROLE regress_batcher_owner;
 CREATE ROLE regress_batcher_manager;
@@ -13,19 +15,6 @@ GRANT EXECUTE ON FUNCTION batch_create_queue TO regress_batcher_owner;
 CREATE TABLE si_target (n int CHECK (n > 0));
 GRANT ALL ON si_target TO regress_batcher_owner;
 
-CREATE FUNCTION si_until(query text) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-BEGIN
-    FOR i IN 1..3000 LOOP
-        EXECUTE query INTO done;
-        IF done THEN
-            RETURN true;
-        END IF;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-    RETURN false;
-END $$;
 -- What a query shows to a role.
 CREATE FUNCTION si_as(who name, query text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -56,7 +45,7 @@ RESET ROLE;
 -- those who may know of it.
 SELECT pg_advisory_lock(720821);
 SELECT batch_enqueue('si', '1') AS ticket \gset
-SELECT si_until($$SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 720821 AND NOT granted$$);
+SELECT wait_until($$SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 720821 AND NOT granted$$);
 SELECT who, si_as(who, $$SELECT queue, rows FROM batcher.worker WHERE state = 'flushing'$$) AS worker,
        si_as(who, $$SELECT is_flushing, pending FROM batcher.status$$) AS status,
        si_as(who, $$SELECT payload FROM batcher.pending$$) AS pending
@@ -73,7 +62,7 @@ SELECT batch_wait('si', :ticket);
 SET ROLE regress_batcher_enqueuer;
 SELECT batch_enqueue('si', '-720') > 0 AS has_ticket;
 RESET ROLE;
-SELECT si_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'si'$$);
+SELECT wait_until($$SELECT breaker_state = 'open' FROM batcher.status WHERE queue = 'si'$$);
 SELECT who, si_as(who, $$SELECT breaker_state, breaker_reason, last_error, consecutive_failures FROM batcher.status$$) AS status
     FROM si_role ORDER BY n;
 SELECT who, si_as(who, $$SELECT last_error, last_error_at IS NOT NULL, rows_dead, batches_failed, breaker_opened FROM batcher.stat_queue$$) AS stat_queue
@@ -89,6 +78,6 @@ SELECT who, si_as(who, $$SELECT strpos(batch_stats()::text, 'si_target') > 0 AS 
 
 SELECT batch_drop_queue('si');
 DROP TABLE si_target, si_role;
-DROP FUNCTION si_until(text), si_as(name, text);
+DROP FUNCTION si_as(name, text);
 DROP OWNED BY regress_batcher_owner;
 DROP ROLE regress_batcher_owner, regress_batcher_manager, regress_batcher_enqueuer, regress_batcher_listener, regress_batcher_other, regress_batcher_monitor;

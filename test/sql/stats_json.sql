@@ -5,6 +5,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE ROLE regress_batcher_owner;
 CREATE ROLE regress_batcher_manager;
@@ -20,13 +22,7 @@ SELECT batch_grant('sj', 'regress_batcher_manager', 'manage'), batch_grant('sj',
 SELECT batch_enqueue_many('sj', '{1,2,3}');
 SELECT batch_flush('sj');
 SELECT batch_enqueue('sj', '4') > 0 AS has_ticket;
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN (batch_stats('sj')->>'next_flush_at') IS NOT NULL;
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT batch_stats('sj')->>'next_flush_at' IS NOT NULL$$);
 -- What a team would want to see at a glance.
 SELECT s->'batches' AS batches, s->'rows_flushed' AS rows_flushed, s->'avg_batch_size' AS avg_batch_size,
        (s->>'last_flush_at')::timestamptz <= clock_timestamp() AS last_flush_at,

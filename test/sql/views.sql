@@ -4,6 +4,8 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS batcher;
 RESET client_min_messages;
+\getenv abs_srcdir PG_ABS_SRCDIR
+\i :abs_srcdir/lib.sql
 
 CREATE TABLE vi_target (n int);
 SELECT batch_create_queue('vi', 'INSERT INTO vi_target SELECT payload::int FROM batch',
@@ -35,13 +37,7 @@ SELECT queue, is_flushing, paused, pause_reason, consecutive_failures, retry_at,
     FROM batcher.status ORDER BY queue;
 
 -- The worker has looked at the rows, sooner or later.
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM batcher.status WHERE queue = 'vi' AND next_flush_at IS NOT NULL);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT next_flush_at IS NOT NULL FROM batcher.status WHERE queue = 'vi'$$);
 SELECT oldest_at <= clock_timestamp() AS oldest_at, oldest_age BETWEEN '0' AND '1 h' AS oldest_age,
        oldest_runnable_age BETWEEN '0' AND '1 h' AS runnable_age,
        next_flush_at - oldest_at AS window
@@ -62,13 +58,7 @@ SELECT flush_time > '0' AS flush_time, last_flush_at <= clock_timestamp() AS las
        last_error, last_error_at, deadline_missed, stats_reset
     FROM batcher.stat_queue WHERE queue = 'vi';
 -- The messages go out after the data.
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM batcher.stat_queue WHERE queue = 'vi' AND messages_sent = 2);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT messages_sent = 2 FROM batcher.stat_queue WHERE queue = 'vi'$$);
 SELECT messages_sent, messages_saved, messages_dropped, message_bytes > 0 AS message_bytes
     FROM batcher.stat_queue WHERE queue = 'vi';
 -- What was never used has nothing.
@@ -106,13 +96,7 @@ SELECT batch_alter_queue('vi', flush_sql => 'SELECT pg_advisory_xact_lock(720815
 SELECT pg_advisory_lock(720815);
 SELECT batch_enqueue('vi', '18') AS ticket \gset
 SELECT batch_flush('vi', '0');
-DO $$
-BEGIN
-    FOR i IN 1..1000 LOOP
-        EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted);
-        PERFORM pg_sleep(0.01);
-    END LOOP;
-END $$;
+SELECT wait_until($$SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)$$);
 SELECT is_flushing, pending FROM batcher.status WHERE queue = 'vi';
 SELECT w.state, w.queue, w.rows, a.state, a.query, a.wait_event, a.application_name
     FROM batcher.worker w JOIN pg_stat_activity a USING (pid) WHERE w.queue = 'vi';
