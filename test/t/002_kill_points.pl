@@ -175,20 +175,14 @@ foreach my $point ('claimed', 'statement', 'settle', 'committed', 'notify')
 {
 	foreach my $queue ('served', 'volatile')
 	{
-		my $position;
-		my $pid = wait_worker($node);
+		my $position = log_position($node);
+		my $pid = end_worker(
+			$node, $point,
+			sub {
+				sql($node,
+					"SELECT produce('$queue', 10, 'k', nextval('batcher.number'))");
+			});
 
-		# A worker that ends as soon as it has come is started again after a
-		# while.
-		wait_sql(
-			$node, qq(
-SELECT backend_start < clock_timestamp() - interval '1.1 s'
-FROM pg_stat_activity WHERE pid = $pid));
-		arm($node, "$point=fatal");
-		$position = log_position($node);
-		sql($node, "SELECT produce('$queue', 10, 'k', nextval('batcher.number'))");
-		$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
-		disarm($node);
 		sql($node, "SELECT produce('$queue', 5, 'k', nextval('batcher.number'))");
 		wait_drained($node, $queue);
 		check_rows($node, "$point, $queue: the worker ended with a FATAL",
@@ -211,20 +205,18 @@ WHERE queue IN ('served', 'volatile'))),
 foreach my $point ('claimed', 'committed')
 {
 	my $waiter = $node->background_psql('postgres');
-	my $pid = wait_worker($node);
-	my $position;
 	my $ticket;
 
 	sql($node, q(SELECT batch_alter_queue('served', '{"flush_interval": "1 h"}')));
-	arm($node, "$point=fatal");
-	$position = log_position($node);
 	$ticket = sql($node, q(SELECT batch_enqueue('served', '{"n": 0, "q": "w"}')));
-	$waiter->query_until(qr/^go$/m, qq(\\echo go
+	end_worker(
+		$node, $point,
+		sub {
+			$waiter->query_until(qr/^go$/m, qq(\\echo go
 SELECT 'flush: ' || batch_flush('served');
 SELECT 'wait: ' || batch_wait('served', $ticket);
 ));
-	$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
-	disarm($node);
+		});
 	like($waiter->query_safe('SELECT 1'),
 		$point eq 'claimed' ? qr/^flush: 1\nwait: flushed$/m : qr/^wait: flushed$/m,
 		"$point: batch_flush and batch_wait outlive the worker");

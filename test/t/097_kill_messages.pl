@@ -70,24 +70,13 @@ sub told
 	return join(' ', sort { $a <=> $b } map { @{ $_->{rows} } } @_);
 }
 
-# Have the worker end with a FATAL at a point, with two rows of the queue;
-# returns their ids.
-sub end_worker
+# Have the worker end at a point with two rows of the queue; returns their ids.
+sub end_worker_with
 {
 	my ($point, $queue) = @_;
-	my $pid = wait_worker($node);
-	my $position = log_position($node);
 	my @ids;
 
-	# A worker that ends as soon as it has come is started again after a while.
-	wait_sql(
-		$node, qq(
-SELECT backend_start < clock_timestamp() - interval '1.1 s'
-FROM pg_stat_activity WHERE pid = $pid));
-	arm($node, "$point=fatal");
-	@ids = enqueue($queue);
-	$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
-	disarm($node);
+	end_worker($node, $point, sub { @ids = enqueue($queue) });
 	return @ids;
 }
 
@@ -103,7 +92,7 @@ foreach my $kind ('durable', 'volatile')
 
 	foreach my $point ('claimed', 'settle', 'committed')
 	{
-		push @ids, end_worker($point, $queue);
+		push @ids, end_worker_with($point, $queue);
 		wait_drained($node, $queue);
 		push @ids, enqueue($queue);
 		push @messages, wait_messages($listener, 2);
@@ -136,7 +125,7 @@ foreach my $kind ('durable', 'volatile')
 		my @before_ids = enqueue($queue);
 		my ($before) = wait_messages($listener, 1);
 		my $n = sql($node, $dropped) + 1;
-		my @lost_ids = end_worker($point, $queue);
+		my @lost_ids = end_worker_with($point, $queue);
 		my @after_ids;
 		my $after;
 

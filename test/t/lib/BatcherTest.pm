@@ -29,7 +29,7 @@ use Time::HiRes qw(usleep time);
 
 our @EXPORT = qw(
   new_node sql try_sql wait_sql wait_drained wait_worker worker_pid
-  arm disarm wait_point release_point take_messages wait_messages
+  arm disarm wait_point release_point end_worker take_messages wait_messages
   log_position wait_crash_over kill_process kill_postmaster
   create_order_queue order_faults
   create_checker collect_statement check_rows check_order start_load
@@ -296,6 +296,34 @@ sub release_point
 		usleep(1_000);
 	}
 	return;
+}
+
+=pod
+
+=item end_worker(node, point, function)
+
+Have the worker end with a FATAL at a point, to which what the function does
+brings it.  Returns the pid that it had.
+
+=cut
+
+sub end_worker
+{
+	my ($node, $point, $function) = @_;
+	my $pid = wait_worker($node);
+	my $position;
+
+	# A worker that ends as soon as it has come is started again after a while.
+	wait_sql(
+		$node, qq(
+SELECT backend_start < clock_timestamp() - interval '1.1 s'
+FROM pg_stat_activity WHERE pid = $pid));
+	arm($node, "$point=fatal");
+	$position = log_position($node);
+	$function->();
+	$node->wait_for_log(qr/FATAL:.*batcher debug point "$point"/, $position);
+	disarm($node);
+	return $pid;
 }
 
 =pod
