@@ -357,6 +357,56 @@ is( $dest->safe_psql('sub',
 		WHERE apply_error_count + sync_error_count > 0)),
 	'0', 'without an error of the subscription');
 
+# A TRUNCATE that comes all the same, because somebody has taken the triggers out
+# of the way at the publisher, is refused by the subscriber, which goes on when
+# it is told to skip it.
+my $kept = q(SELECT (SELECT count(*) FROM batcher.queue_definition),
+	(SELECT count(*) FROM batcher.queue_grant),
+	(SELECT count(*) FROM batcher.spool),
+	(SELECT count(*) FROM batcher.dead_row));
+my $id = 10;
+
+$dest->append_conf('postgresql.conf', "wal_retrieve_retry_interval = '100ms'");
+$dest->reload;
+$dest->safe_psql(
+	'sub', q(
+SELECT batch_create_queue('broken', 'SELECT 1 / payload::int FROM batch',
+	options => '{"max_attempts": 1}');
+SELECT batch_grant('q', 'someone', 'enqueue');
+SELECT batch_enqueue('held', '{"id": 5}');
+SELECT batch_wait('broken', batch_enqueue('broken', '0'));
+));
+is($dest->safe_psql('sub', $kept), '3|1|1|1', 'what the subscriber has');
+foreach my $table ('spool', 'dead_row', 'queue_grant', 'queue_definition')
+{
+	my $position = log_position($dest);
+	my $lsn;
+
+	$source->safe_psql(
+		'pub', qq(
+ALTER TABLE batcher.$table DISABLE TRIGGER USER;
+TRUNCATE batcher.$table;
+INSERT INTO target VALUES ($id, 'pub');
+));
+	$dest->wait_for_log(
+		qr/ERROR: .* table "batcher.$table" cannot be changed directly.*message type "TRUNCATE".* finished at \S+/s,
+		$position);
+	($lsn) = slurp_file($dest->logfile, $position) =~
+	  /message type "TRUNCATE".* finished at (\S+)/;
+	is($dest->safe_psql('sub', $kept),
+		'3|1|1|1', "TRUNCATE of $table is refused");
+	$dest->safe_psql('sub', "ALTER SUBSCRIPTION s SKIP (lsn = '$lsn')");
+	$source->wait_for_catchup('s');
+	is($dest->safe_psql('sub', "SELECT node FROM target WHERE id = $id"),
+		'pub', 'it is skipped, and what comes after it is replicated');
+	$id++;
+}
+is($dest->safe_psql('sub', $kept), '3|1|1|1', 'the subscriber has lost nothing');
+$dest->safe_psql('sub', q(SELECT batch_resume('held')));
+ok( $dest->poll_query_until('sub',
+		q(SELECT node = 'sub' FROM target WHERE id = 5)),
+	'and flushes what has waited');
+
 $dest->safe_psql('sub', 'DROP SUBSCRIPTION s');
 $_->stop foreach ($source, $dest);
 unlike(slurp_file($_->logfile), qr/PANIC|TRAP:|terminated by signal/,
