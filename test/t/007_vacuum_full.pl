@@ -26,7 +26,10 @@ SELECT batch_create_queue('b', \$\$$collect\$\$);
 ));
 
 # Ways to give the spool another file.  An index of the spool would not be kept
-# up to date, so CLUSTER has one for as long as it runs.
+# up to date, so CLUSTER has one for as long as it runs.  It is moved to and fro
+# between two tablespaces.
+sql($node, "CREATE TABLESPACE other LOCATION '"
+	  . PostgreSQL::Test::Utils::tempdir . "'");
 my %rewrite = (
 	'VACUUM FULL' => 'VACUUM FULL batcher.spool',
 	'CLUSTER' => q(
@@ -37,7 +40,11 @@ DROP INDEX batcher.spool_number;
 COMMIT;),
 	'ALTER TABLE' => q(
 ALTER TABLE batcher.spool SET UNLOGGED;
-ALTER TABLE batcher.spool SET LOGGED;));
+ALTER TABLE batcher.spool SET LOGGED;),
+	'SET TABLESPACE' => q(
+SELECT CASE reltablespace WHEN 0 THEN 'other' ELSE 'pg_default' END AS place
+FROM pg_class WHERE oid = 'batcher.spool'::regclass \gset
+ALTER TABLE batcher.spool SET TABLESPACE :place;));
 
 sub file_node
 {
