@@ -625,7 +625,8 @@ WHERE n <= before)
 =item start_load(node, script, clients, rate), stop_load(load)
 
 Run pgbench in the background until stop_load, at so many transactions a second
-at most, again and again when the server throws it out.
+at most, again and again when the server throws it out.  It ends when the test
+has died, too.
 
 =cut
 
@@ -637,7 +638,8 @@ sub start_load
 	my $log = File::Spec->catfile($node->basedir, 'load.log');
 	my @command = (
 		'bash', '-c',
-		'until [ -e "$1" ]; do timeout 60 pgbench -n -T 1 -c "$2" -R "$3" -f "$4" '
+		'until [ -e "$1" ] || ! kill -0 $PPID 2>&-; do '
+		  . 'timeout 60 pgbench -n -T 1 -c "$2" -R "$3" -f "$4" '
 		  . 'postgres >>"$5" 2>&1 || sleep 0.1; done',
 		'load', $stop, $clients, $rate, $file, $log);
 
