@@ -69,7 +69,7 @@ as_pg perl "$WORK/fuzz/test/fuzz/fuzz.pl" "$PGBIN/psql" "$SEED" "$INPUTS" \
 stop_server data || STATUS=1
 # What cannot be read of what a restore has brought is a dead letter, and said:
 # once for many, in the log.  If it never is, nobody has tried.
-UNREADABLE=' XX001 (WARNING|ERROR):  (a|[0-9]+) tuples? of the spool '
+UNREADABLE=' XX001 (WARNING|LOG):  (queue .*: )?[0-9]+ tuples? of the spool cannot be read'
 if grep -aE "$WRONG" "$WORK/data.log" |
 	grep -avE "$UNREADABLE" >"$WORK/wrong"; then
 	note "In the server's log:"
@@ -77,7 +77,7 @@ if grep -aE "$WRONG" "$WORK/data.log" |
 	STATUS=1
 fi
 note "wrong_log_lines=$(wc -l <"$WORK/wrong")"
-unreadable=$(grep -acE ' batcher worker XX001 ERROR:  a tuple of the spool ' \
+unreadable=$(grep -acE ' batcher worker XX001 LOG:  queue .*: [0-9]+ tuples? of the spool ' \
 	"$WORK/data.log") || true
 note "unreadable_tuples=$unreadable"
 if [ "$INPUTS" -ge 5000 ] && [ "$unreadable" -eq 0 ]; then
