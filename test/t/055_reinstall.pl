@@ -119,6 +119,130 @@ like(
 	qr/extension "batcher" is not installed in this database/,
 	'who waited for the lock is told that it is gone');
 
+# The command meets transactions that go on using the extension: it waits for
+# them, and gets nothing that they want before.
+sql($node, "CREATE EXTENSION batcher; $make");
+
+sub begin_drop
+{
+	my ($deadlock_timeout) = @_;
+	my $drop = $node->background_psql('postgres', on_error_stop => 0);
+
+	$drop->query_until(qr/begins/,
+		"SET deadlock_timeout = '$deadlock_timeout';
+\\echo begins
+DROP EXTENSION batcher CASCADE;
+");
+	wait_sql($node,
+		q(SELECT count(*) = 1 FROM pg_stat_activity
+			WHERE wait_event_type = 'Lock' AND query LIKE 'DROP EXTENSION%'));
+	return $drop;
+}
+
+sub check_dropped
+{
+	my ($drop, $what) = @_;
+
+	$drop->query('SELECT 1');
+	unlike($drop->{stderr}, qr/ERROR/, "$what: the drop has waited");
+	$drop->quit;
+	is( sql(
+			$node, q(SELECT count(*) FROM pg_extension WHERE extname = 'batcher')),
+		'0',
+		"$what: the extension is gone");
+	sql($node, "CREATE EXTENSION batcher; $make");
+	return;
+}
+
+# What a transaction does first, and then.  Nobody looks for deadlocks.
+foreach my $case (
+	[
+		'enqueuing',
+		q(SELECT batch_enqueue('durable', '["x"]') > 0),
+		q(SELECT batch_enqueue('memory', '["x"]') > 0)
+	],
+	[
+		'a queue that was made',
+		q(SELECT batch_create_queue('made', NULL)),
+		q(SELECT batch_enqueue('made', '["x"]') > 0)
+	],
+	[
+		'a queue that was altered',
+		q(SELECT batch_alter_queue('durable', '{"flush_size": 10}')),
+		q(SELECT batch_enqueue('durable', '["x"]') > 0)
+	],
+	[
+		'dead letters',
+		q(SELECT batch_purge_dead('durable') = 0),
+		q(SELECT batch_enqueue('durable', '["x"]') > 0)
+	],
+	[
+		'a view',
+		q(SELECT count(*) = 2 FROM batcher.status),
+		q(SELECT count(*) = 2 FROM batcher.status)
+	],
+	[
+		'a drop that is rolled back',
+		q(SAVEPOINT s; DROP EXTENSION batcher CASCADE; ROLLBACK TO s;
+			SELECT batch_enqueue('durable', '["x"]') > 0),
+		q(SELECT batch_enqueue('memory', '["x"]') > 0)
+	])
+{
+	my ($what, $begin, $go_on) = @$case;
+	my $client = $node->background_psql('postgres', on_error_stop => 0);
+
+	$client->query("SET deadlock_timeout = '1h'; BEGIN; $begin");
+	my $drop = begin_drop('1h');
+	is($client->query("SET LOCAL statement_timeout = '20s'; $go_on"),
+		't', "$what: the transaction goes on");
+	$client->{stderr} = '';
+	$client->query('COMMIT');
+	unlike($client->{stderr}, qr/ERROR/, "$what: and commits");
+	$client->quit;
+	check_dropped($drop, $what);
+}
+
+# Where it comes to a deadlock all the same, and the command is the one to find
+# it, it gives way.
+{
+	my ($first, $last) = split /\n/, sql(
+		$node, q(
+SELECT oid::regclass FROM pg_class WHERE relkind = 'v' AND relnamespace = 'batcher'::regnamespace
+	AND oid IN (SELECT min(oid) FROM pg_class WHERE relkind = 'v' AND relnamespace = 'batcher'::regnamespace
+		UNION SELECT max(oid) FROM pg_class WHERE relkind = 'v' AND relnamespace = 'batcher'::regnamespace)
+ORDER BY oid));
+	my $client = $node->background_psql('postgres', on_error_stop => 0);
+	my $other = $node->background_psql('postgres', on_error_stop => 0);
+
+	$client->query(
+		q(SET deadlock_timeout = '1h'; BEGIN; SELECT batch_enqueue('durable', '["x"]')));
+	$other->query("BEGIN; SELECT count(*) FROM $last");
+	my $drop = begin_drop('10ms');
+	$client->query_until(qr/looks/,
+		"\\echo looks\nSELECT 'seen' FROM (SELECT count(*) FROM $first) AS f;\n");
+	wait_sql($node, qq(
+SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+	AND query LIKE '%FROM $first%' AND pid <> pg_backend_pid()));
+	# It waits for the client now, who waits for it.
+	$other->query('COMMIT');
+	is($client->query(q(SELECT batch_enqueue('memory', '["x"]') > 0)),
+		"seen\nt", 'the command has given way');
+	$client->query('COMMIT');
+	check_dropped($drop, 'deadlock');
+	$_->quit foreach $client, $other;
+}
+
+# Who may not drop it waits for nobody, and nobody waits for him.
+sql($node, 'CREATE ROLE passer_by');
+$session->query(q(BEGIN; SELECT batch_enqueue('durable', '["x"]')));
+(undef, undef, my $refused) = try_sql($node, q(
+SET ROLE passer_by;
+SET statement_timeout = '20s';
+DROP EXTENSION batcher CASCADE));
+like($refused, qr/42501: must be owner of extension batcher/,
+	'others do not get so far');
+$session->query('COMMIT');
+
 # A drop that fails before it has closed the queue leaves it open.
 sql($node, 'CREATE DATABASE fresh');
 my $tickets;
