@@ -175,6 +175,7 @@ extern uint64 batcher_change_local; /* grows when this transaction's view of
 extern bool batcher_change_is_open(void);
 extern void batcher_change_freeze(BatcherSharedQueue *queue);
 extern void batcher_change_close(BatcherSharedQueue *queue);
+extern BatcherSharedQueue *batcher_change_bar(BatcherQueueKey key);
 extern void batcher_change_note_arrival(void);
 extern bool batcher_change_note_held(void);
 extern void batcher_change_refuse_direct(Relation rel);

@@ -36,6 +36,7 @@ typedef enum ChangeKind
 	CHANGE_CLOSED,				/* the queue opens, unless dropped */
 	CHANGE_LANES,				/* lanes that were made go if rolled back */
 	CHANGE_DROPPED,				/* the entry may go if committed */
+	CHANGE_BARRED,				/* entries can be made again */
 	CHANGE_EXTENSION_CREATED,	/* nobody else has the database's entry yet */
 	CHANGE_EXTENSION_DROPPED	/* the database's entry goes if committed */
 } ChangeKind;
@@ -216,6 +217,24 @@ batcher_change_note_lanes(void)
 }
 
 /*
+ * The entry of a queue that this transaction is about to drop.  NULL if there is
+ * no room for one: nobody uses the queue then, and none is made until the end of
+ * the transaction, or of its rolled back part.
+ */
+BatcherSharedQueue *
+batcher_change_bar(BatcherQueueKey key)
+{
+	BatcherSharedDatabase *db = batcher_catalog_database();
+	BatcherSharedQueue *queue;
+
+	add_change(CHANGE_BARRED, NULL, NULL);
+	queue = batcher_shmem_queue_bar(db, key);
+	if (queue == NULL)
+		changes->db = db;
+	return queue;
+}
+
+/*
  * Whether this transaction has closed a queue.
  */
 bool
@@ -292,6 +311,13 @@ end_changes(bool commit, int level)
 				/* who reads the definitions then takes them away */
 				if (!commit)
 					(void) pg_atomic_fetch_add_u64(&change->db->generation, 1);
+				break;
+			case CHANGE_BARRED:
+				if (change->db == NULL)
+					break;
+				(void) pg_atomic_fetch_sub_u32(&change->db->barred, 1);
+				/* who could make none meanwhile tries again */
+				(void) pg_atomic_fetch_add_u64(&change->db->generation, 1);
 				break;
 			case CHANGE_CREATED:
 				if (!commit)

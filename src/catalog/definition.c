@@ -488,7 +488,7 @@ batcher_definition_make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("too many queues"),
 					 errdetail("Each lane of a queue counts as a queue."),
-					 errhint("Increase \"%s\" and restart the server.",
+					 errhint("Increase \"%s\" and restart the server, or drop a queue; last_error in batcher.status says which are not served.",
 							 "batcher.max_queues")));
 		(void) ConditionVariableTimedSleep(&batcher_shared->room_cv, ms,
 										   wait_event);

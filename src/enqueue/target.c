@@ -65,9 +65,16 @@ load_target(const char *name, uint64 generation)
 	BatcherQueueDef *def = batcher_definition_by_name(name);
 	BatcherTarget *target;
 	BatcherSharedQueue *queue;
+	BatcherQueueKey key;
 	bool		found;
 
 	if (def == NULL)
+	{
+		forget_target(name);
+		batcher_definition_missing(name, strlen(name));
+	}
+	/* no entry is left behind if it is dropped by now */
+	if (!batcher_definition_ensure_shared(def, &key))
 	{
 		forget_target(name);
 		batcher_definition_missing(name, strlen(name));

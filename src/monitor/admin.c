@@ -349,6 +349,7 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 										  new_sql ? BATCHER_OWN : BATCHER_MANAGE);
 	BatcherOnConflict on_conflict = def->options.on_conflict;
 	int			nlanes = def->options.lanes;
+	BatcherSharedQueue *queue;
 
 	set_work(def, fcinfo, 2, 3, 4);
 	if (new_notify_sql)
@@ -365,13 +366,15 @@ batcher_alter_queue(PG_FUNCTION_ARGS)
 		batcher_statement_check(def);
 	}
 	batcher_definition_update(def);
-	if (batcher_shared)
-		batcher_change_note_altered(batcher_definition_shared(def));
+	queue = batcher_shared ? batcher_shmem_queue(batcher_monitor_key(def)) : NULL;
+	if (queue)					/* else it was never tried */
+		batcher_change_note_altered(queue);
 	PG_RETURN_VOID();
 }
 
 /*
- * How many rows of a queue wait, when nobody uses it.
+ * How many rows of a queue wait, when nobody uses it.  'queue': NULL if it has
+ * no entry.
  */
 int64
 batcher_monitor_count_waiting(BatcherSharedQueue *queue, const BatcherQueueDef *def)
@@ -380,7 +383,7 @@ batcher_monitor_count_waiting(BatcherSharedQueue *queue, const BatcherQueueDef *
 	BatcherSharedQueue *entry;
 	int			i;
 
-	if (n > 0)
+	if (n > 0 || queue == NULL)
 		return n;
 	batcher_foreach_lane(entry, i, queue)
 		n += pg_atomic_read_u64(&entry->lane.npending);
@@ -394,6 +397,8 @@ PG_FUNCTION_INFO_V1(batcher_drop_queue);
  *
  * The queue is closed and its lane frozen, so that nobody begins to use it; then
  * who has begun is waited for; what waits then can be counted and thrown away.
+ * Of a queue that is not served, because there are too many, nobody can begin
+ * to use it, and what waits is in the spool.
  */
 Datum
 batcher_drop_queue(PG_FUNCTION_ARGS)
@@ -406,14 +411,18 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 	batcher_shmem_require();
 	def = batcher_monitor_lookup_for_change(queue_argument(fcinfo),
 											BATCHER_OWN);
-	queue = batcher_definition_shared(def);
-	if (batcher_staging_has_queue(queue))
+	queue = batcher_change_bar(batcher_monitor_key(def));
+	if (queue && batcher_staging_has_queue(queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drop queue \"%s\" because this transaction has enqueued rows into it",
 						def->name)));
-	batcher_change_close(queue);
-	batcher_change_freeze(queue);
+	if (queue)
+	{
+		batcher_definition_publish(def, queue->key, NULL);
+		batcher_change_close(queue);
+		batcher_change_freeze(queue);
+	}
 	batcher_monitor_wait_for_users(BATCHER_NEVER);
 	waiting = batcher_monitor_count_waiting(queue, def);
 	if (waiting > 0 && !force)
@@ -429,7 +438,8 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 	(void) batcher_dead_delete(def->id, (Datum) 0);
 	batcher_grant_remove_all(def->id);
 	batcher_definition_delete(def->id);
-	batcher_change_note_dropped(queue);
+	if (queue)
+		batcher_change_note_dropped(queue);
 	PG_RETURN_VOID();
 }
 

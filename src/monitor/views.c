@@ -106,6 +106,7 @@ typedef struct QueueCopy
 	double		arrival_rate;	/* rows a second */
 	uint32		timers;
 	pid_t		worker_pid;		/* 0: nobody owns the lane */
+	bool		unserved;		/* a worker has found no room for it */
 	uint64		counters[BATCHER_NUM_COUNTERS];
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_error[BATCHER_ERROR_MAX];
@@ -228,19 +229,37 @@ batcher_monitor_entry_is_of(const BatcherSharedQueue *queue,
 	return memcmp(&queue->key, key, sizeof(*key)) == 0;
 }
 
+/*
+ * Has a worker made the entries of all queues that there are, but not of all
+ * lanes of this one, because there are more than batcher.max_queues?  The control
+ * lock is held; 'queue' may be NULL.
+ */
+static bool
+is_unserved(const BatcherQueueDef *def, BatcherDatabaseKey key,
+			BatcherSharedQueue *queue)
+{
+	BatcherSharedDatabase *db = batcher_shmem_database_locked(key);
+	int			i = 0;
+
+	while (queue && i < def->options.lanes && queue->lanes[i])
+		i++;
+	return i < def->options.lanes && db &&
+		pg_atomic_read_u64(&db->loaded) == pg_atomic_read_u64(&db->generation);
+}
+
 /* Copy what shared memory holds of a queue; zeros if nothing. */
 static void
 copy_queue(const BatcherQueueDef *def, QueueCopy *copy)
 {
 	BatcherQueueKey key = batcher_monitor_key(def);
-	BatcherSharedQueue *queue = batcher_shmem_queue(key);
+	BatcherSharedQueue *queue;
 
 	memset(copy, 0, sizeof(*copy));
-	if (queue == NULL)
-		return;
 	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
-	if (batcher_monitor_entry_is_of(queue, &key))
+	queue = batcher_shmem_queue_locked(key);
+	if (queue)
 		copy_entry(queue, copy);
+	copy->unserved = is_unserved(def, key.db, queue);
 	LWLockRelease(&batcher_shared->lock);
 }
 
@@ -463,6 +482,7 @@ batcher_get_status(PG_FUNCTION_ARGS)
 						 &nulls[STATUS_PAUSE_REASON], def->pause_reason);
 		set_status_breaker(values, nulls, &copy, sight);
 		batcher_set_text(&values[STATUS_LAST_ERROR], &nulls[STATUS_LAST_ERROR],
+						 copy.unserved ? "too many queues: this one is not served" :
 						 visible_error(&copy, sight));
 		set_status_pace(values, nulls, def, &copy);
 		values[STATUS_LANES] = Int32GetDatum(def->options.lanes);

@@ -61,6 +61,7 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 		pg_atomic_init_u64(&db->spool, 0);
 		pg_atomic_init_u32(&db->gone, 0);
 		pg_atomic_init_u32(&db->uncommitted, 0);
+		pg_atomic_init_u32(&db->barred, 0);
 		pg_atomic_init_u32(&db->restores, 1);
 		pg_atomic_init_u32(&db->surveyed, 0);
 		db->nchannels = 0;
@@ -189,12 +190,22 @@ init_queue(BatcherSharedQueue *queue, BatcherSharedQueue *main, bool fresh)
 	queue->main->lanes[queue->key.lane] = queue;
 }
 
+/* Does somebody drop queues of this database that have no entry? */
+static bool
+is_barred(BatcherDatabaseKey key)
+{
+	BatcherSharedDatabase *db = batcher_shmem_database_locked(key);
+
+	return db && pg_atomic_read_u32(&db->barred) != 0;
+}
+
 /* As batcher_shmem_queue_create; the control lock is held. */
 static BatcherSharedQueue *
 make_queue(BatcherQueueKey key, bool fresh)
 {
 	BatcherSharedQueue *main = NULL;
 	BatcherSharedQueue *queue;
+	bool		may_make = fresh || !is_barred(key.db);
 	bool		found;
 
 	Assert(key.lane >= 0 && key.lane < BATCHER_MAX_LANES);
@@ -207,7 +218,8 @@ make_queue(BatcherQueueKey key, bool fresh)
 		if (main == NULL)
 			return NULL;
 	}
-	queue = hash_search(queues, &key, HASH_ENTER_NULL, &found);
+	queue = hash_search(queues, &key, may_make ? HASH_ENTER_NULL : HASH_FIND,
+						&found);
 	if (queue && !found)
 	{
 		init_queue(queue, main, fresh);
@@ -229,6 +241,24 @@ batcher_shmem_queue_create(BatcherQueueKey key, bool fresh)
 
 	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
 	queue = make_queue(key, fresh);
+	LWLockRelease(&batcher_shared->lock);
+	return queue;
+}
+
+/*
+ * The shared state of a queue that is about to be dropped, made if there is
+ * room.  If not: NULL, and nobody else makes it before the caller takes the bar
+ * away again, which is counted in the database's 'barred'.
+ */
+BatcherSharedQueue *
+batcher_shmem_queue_bar(BatcherSharedDatabase *db, BatcherQueueKey key)
+{
+	BatcherSharedQueue *queue;
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	queue = make_queue(key, false);
+	if (queue == NULL)
+		(void) pg_atomic_fetch_add_u32(&db->barred, 1);
 	LWLockRelease(&batcher_shared->lock);
 	return queue;
 }

@@ -61,6 +61,8 @@ typedef struct BatcherDatabaseKey
  * workers only, which see that the table was rewritten.  'gone' is set when
  * the extension or the database was dropped.  'uncommitted' is set while the
  * transaction that made the extension is open: no worker would find it yet.
+ * 'barred' counts the transactions that drop queues without an entry: none is
+ * made for a queue that is defined already while it is not 0.
  * All of these are atomics.  The other members are protected by the control
  * lock.
  */
@@ -74,6 +76,7 @@ typedef struct BatcherSharedDatabase
 	pg_atomic_uint64 spool;
 	pg_atomic_uint32 gone;
 	pg_atomic_uint32 uncommitted;
+	pg_atomic_uint32 barred;	/* raised and looked at under the control lock */
 	pg_atomic_uint32 restores;	/* how often rows came to the spool that nobody
 								 * enqueued; at the start of the server, too */
 	pg_atomic_uint32 surveyed;	/* ... before a worker last looked through it */
@@ -429,6 +432,8 @@ extern BatcherSharedQueue *batcher_shmem_lanes_follow(BatcherSharedDatabase *db,
 													  BatcherQueueKey key,
 													  int nlanes, bool *over);
 extern bool batcher_shmem_queue_remove(BatcherQueueKey key);
+extern BatcherSharedQueue *batcher_shmem_queue_bar(BatcherSharedDatabase *db,
+												   BatcherQueueKey key);
 extern bool batcher_shmem_queue_remove_locked(BatcherQueueKey key);
 extern int	batcher_shmem_queue_count(void);
 extern int	batcher_shmem_queue_list(Oid dboid, BatcherSharedQueue **list,

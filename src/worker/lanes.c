@@ -393,7 +393,7 @@ report_unserved(int unserved)
 				 errmsg_plural("too many queues: %d is not served",
 							   "too many queues: %d are not served",
 							   unserved, unserved),
-				 errhint("Increase \"%s\" and restart the server.",
+				 errhint("Increase \"%s\" and restart the server, or drop a queue; last_error in batcher.status says which are not served.",
 						 "batcher.max_queues")));
 	reported = unserved;
 }

@@ -1,5 +1,6 @@
 # batcher.max_queues is lowered below the number of queues there are, and raised
-# again: what is durable comes back, and the log counts what is lost.
+# again: what is durable comes back, and the log counts what is lost.  Queues that
+# are not served then can be seen, changed and dropped.
 
 use strict;
 use warnings;
@@ -83,6 +84,108 @@ is( sql(
 SELECT count(*), count(DISTINCT (queue, n)) FROM done)),
 	join('|', (15 + $restored + 4) x 2),
 	'each row that is not lost is flushed once');
+
+# Twelve durable queues, held, six of them with three rows, and four places.
+my $refused_hint =
+  qr/53400: too many queues.*HINT:  .*or drop a queue; last_error in batcher\.status/s;
+my $is_unserved =
+  q(last_error = 'too many queues: this one is not served');
+
+sub unserved
+{
+	my ($kind) = @_;
+
+	return split /\n/, sql(
+		$node, qq(
+SELECT queue FROM batcher.status WHERE $is_unserved AND queue LIKE '$kind%'));
+}
+
+sql($node, q(SELECT batch_drop_queue('q' || i, true) FROM generate_series(1, 10) i));
+set_max_queues(12);
+sql(
+	$node, q(
+TRUNCATE done;
+SELECT batch_create_queue(kind || i, format(
+	'INSERT INTO done SELECT %L, payload::int FROM batch', kind || i))
+FROM generate_series(1, 6) i, unnest('{empty,full}'::text[]) kind;
+SELECT batch_pause();
+SELECT batch_enqueue_many('full' || i, '{1,2,3}') FROM generate_series(1, 6) i;
+));
+set_max_queues(4);
+wait_sql($node,
+	"SELECT count(*) = 8 FROM batcher.status WHERE $is_unserved");
+is( sql(
+		$node, qq(
+CREATE ROLE watcher IN ROLE pg_monitor;
+SET ROLE watcher;
+SELECT count(*) FROM batcher.status WHERE $is_unserved)),
+	'8',
+	'who watches the server sees it');
+my ($full) = unserved('full');
+my ($empty) = unserved('empty');
+my $dropped = sql($node,
+	"SELECT queue FROM batcher.status WHERE last_error IS NULL LIMIT 1");
+
+# What needs no place goes on, and the rest says so.
+sql(
+	$node, qq(
+SELECT batch_alter_queue('$full', '{"flush_size": 7}');
+SELECT batch_resume('$full'), batch_pause('$full')));
+is( sql(
+		$node, qq(
+SELECT options, paused FROM batcher.queue WHERE queue = '$full')),
+	'{"flush_size": 7}|t',
+	'a queue that is not served can be changed');
+foreach my $call (
+	qq(batch_purge('$full')), qq(batch_enqueue('$full', '4')),
+	qq(batch_alter_queue('$full', '{"lanes": 2}')))
+{
+	($rc, $out, $err) = try_sql($node, "SELECT $call");
+	like($err, $refused_hint, "$call needs a place");
+}
+($rc, $out, $err) = try_sql($node, "SELECT batch_drop_queue('$full')");
+like($err, qr/55006: .*DETAIL:  3 rows wait/s,
+	'it is not dropped while rows wait');
+
+# Nobody gets a place for a queue that another one is about to drop, though there
+# is one.
+my $session = $node->background_psql('postgres');
+$session->query_safe("BEGIN; SELECT batch_drop_queue('$empty')");
+sql($node, "SELECT batch_drop_queue('$dropped', force => true)");
+sql($node,
+	q(BEGIN; SELECT batch_create_queue('there is a place', NULL); ROLLBACK));
+($rc, $out, $err) = try_sql($node, "SELECT batch_enqueue('$empty', '4')");
+like($err, $refused_hint, 'who enqueues gets none');
+wait_sql($node,
+	"SELECT $is_unserved FROM batcher.status WHERE queue = '$empty'");
+is(scalar(unserved('')), 8, 'nor does a worker');
+
+# Until that is rolled back.
+$session->query_safe('ROLLBACK');
+$session->quit;
+wait_sql($node,
+	"SELECT count(*) = 7 FROM batcher.status WHERE $is_unserved");
+
+# With force, rows that nobody serves go too.
+sql($node, "SELECT batch_drop_queue('$_', force => true)")
+  foreach unserved('');
+is(sql($node, 'SELECT count(*), count(last_error) FROM batcher.status'),
+	'4|0', 'those that are left are served');
+my $nfull = sql($node,
+	q(SELECT count(*) FROM batcher.status WHERE queue LIKE 'full%'));
+is(sql($node, 'SELECT count(*) FROM batcher.spool'),
+	$nfull, 'the spool has only their rows');
+sql($node, q(SELECT batch_resume()));
+wait_sql($node, qq(SELECT count(*) = 3 * $nfull FROM done));
+is( sql($node, 'SELECT count(DISTINCT (queue, n)), count(DISTINCT queue) FROM done'),
+	3 * $nfull . "|$nfull",
+	'which are flushed, once');
+($rc, $out, $err) = try_sql($node, q(SELECT batch_create_queue('one more')));
+like($err, $refused_hint, 'there is no place for another');
+sql($node, q(SELECT batch_drop_queue(queue) FROM batcher.queue));
+sql($node, q(SELECT batch_create_queue('n' || i) FROM generate_series(1, 4) i));
+is(sql($node, 'SELECT count(*), count(last_error) FROM batcher.status'),
+	'4|0', 'nothing was left in their places');
 
 $node->stop;
 done_testing();

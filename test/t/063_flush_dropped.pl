@@ -1,6 +1,6 @@
 
-# A queue that is dropped while batch_flush is about to ask for its flush leaves
-# nothing in shared memory.
+# A queue that is dropped while batch_flush is about to ask for its flush, or
+# somebody is about to enqueue, leaves nothing in shared memory.
 
 use strict;
 use warnings;
@@ -53,6 +53,30 @@ SELECT $call;
 	sql($node, q(SELECT batch_drop_queue('one'), batch_drop_queue('two')));
 	$session->quit;
 }
+
+# Who enqueues has the spool then: he has read the definition after the drop had
+# waited for all others.
+create('late');
+my $drop = $node->background_psql('postgres');
+my $session = $node->background_psql('postgres', on_error_stop => 0);
+$drop->query_safe(q(BEGIN; SELECT batch_drop_queue('late')));
+$session->query_until(
+	qr/^go$/m,
+	qq(\\echo go
+SET batcher.debug_points = 'ensure-shared=wait';
+SELECT batch_enqueue('late', '1');
+));
+wait_point($node, 'ensure-shared');
+$drop->query_safe('COMMIT');
+sql($node,
+	q(BEGIN; SELECT batch_create_queue('one'), batch_create_queue('two'); ROLLBACK));
+release_point($node, 'ensure-shared');
+$session->query('SELECT 1');
+like($session->{stderr}, qr/queue "late" does not exist/,
+	'there is nothing to enqueue into');
+create('one');
+create('two');
+$_->quit foreach $session, $drop;
 
 $node->stop;
 done_testing();
