@@ -10,6 +10,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use BatcherLoad;
 use BatcherTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;

@@ -12,6 +12,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use BatcherLoad;
 use BatcherTest;
 use File::Copy;
 use PostgreSQL::Test::Cluster;

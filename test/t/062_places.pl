@@ -8,6 +8,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use BatcherLoad;
 use BatcherTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -59,7 +60,7 @@ sub restart
 	return;
 }
 
-sub check_order
+sub check_places
 {
 	my ($expected, $message) = @_;
 
@@ -84,7 +85,7 @@ $session->query_safe('COMMIT');
 $session->quit;
 restart();
 sql($node, q(SELECT batch_resume('q')));
-check_order('1 2', 'a chunk that has its number from a rolled back savepoint');
+check_places('1 2', 'a chunk that has its number from a rolled back savepoint');
 
 # A row of a large transaction waits for one that was committed while that was
 # open; the rest of the transaction is flushed.
@@ -109,7 +110,7 @@ wait_sql($node, 'SELECT count(*) = 1 FROM batcher.pending WHERE attempts > 0');
 my $attempts = sql($node, 'SELECT max(attempts) FROM batcher.pending');
 wait_sql($node, "SELECT max(attempts) > $attempts FROM batcher.pending");
 sql($node, 'DELETE FROM refused');
-check_order('1 2', 'what is left of a large transaction keeps its place');
+check_places('1 2', 'what is left of a large transaction keeps its place');
 
 # The same where the spool has more tuples than are noted in one look.
 hold_one();
@@ -117,7 +118,7 @@ sql($node, q(DELETE FROM refused));
 restart();
 arm($node, 'max-entries=3');
 sql($node, q(SELECT batch_resume('q')));
-check_order('1 2', 'more tuples than are noted');
+check_places('1 2', 'more tuples than are noted');
 disarm($node);
 
 # A tuple that was read back is not there any more when its row is to be
@@ -144,7 +145,7 @@ END $$;
 DELETE FROM refused;));
 disarm($node);
 release_point($node, 'statement');
-check_order('1 3', 'a tuple that is gone');
+check_places('1 3', 'a tuple that is gone');
 
 $node->stop;
 done_testing();
