@@ -122,18 +122,20 @@ extern void batcher_definition_update(const BatcherQueueDef *def);
 extern void batcher_definition_set_owner(BatcherQueueDef *def, Oid owner);
 extern void batcher_definition_delete(int32 id);
 extern Oid	batcher_definition_identity(const BatcherQueueDef *def);
-extern BatcherSharedQueue *batcher_definition_shared(const BatcherQueueDef *def);
-extern BatcherSharedQueue *batcher_definition_make_lanes(BatcherQueueKey key,
-														 int nlanes,
-														 bool fresh);
-extern bool batcher_definition_ensure_shared(const BatcherQueueDef *def,
-											 BatcherQueueKey *key);
-extern void batcher_definition_publish(const BatcherQueueDef *def,
-									   BatcherQueueKey key,
-									   const uint64 *generation);
 extern void batcher_definition_lock(int32 id, LOCKMODE lockmode);
 extern void batcher_definition_lock_name(const char *name);
 extern void batcher_definition_unlock(int32 id, LOCKMODE lockmode);
+
+/* entry.c */
+extern void batcher_entry_publish(const BatcherQueueDef *def,
+								  BatcherQueueKey key,
+								  const uint64 *generation);
+extern BatcherSharedQueue *batcher_entry_make(BatcherQueueKey key, int nlanes,
+											  bool fresh);
+extern BatcherSharedQueue *batcher_entry_get(const BatcherQueueDef *def);
+extern BatcherSharedQueue *batcher_entry_ensure(const BatcherQueueDef *def,
+												BatcherQueueKey *key,
+												bool *unserved);
 
 /* named.c */
 extern char *batcher_named_relation(Oid relation);

@@ -61,8 +61,8 @@ clipped_text(const char *s, char *null)
 }
 
 /*
- * Store a dead letter.  If there is one with its ticket, because a restore has
- * set the tickets back, it gets another: none is lost.
+ * Store a dead letter.  If there is one with its ticket, which a restore can
+ * bring, it gets another: none is lost.
  */
 static void
 insert_dead(Datum *values, char *nulls)

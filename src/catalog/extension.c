@@ -287,8 +287,8 @@ batcher_number_refill_early(BatcherSharedDatabase *db)
 }
 
 /*
- * The sequence may have been set to another value by a restore: use no number
- * of those that are persisted, and none below 'upto'.
+ * A restore has brought numbers below 'upto': give none of them, and persist a
+ * bound above them before the next one is given.
  */
 void
 batcher_number_renew(BatcherSharedDatabase *db, uint64 upto)

@@ -74,12 +74,12 @@ load_target(const char *name, uint64 generation)
 		batcher_definition_missing(name, strlen(name));
 	}
 	/* no entry is left behind if it is dropped by now */
-	if (!batcher_definition_ensure_shared(def, &key))
+	queue = batcher_entry_ensure(def, &key, NULL);
+	if (queue == NULL)
 	{
 		forget_target(name);
 		batcher_definition_missing(name, strlen(name));
 	}
-	queue = batcher_definition_shared(def);
 	if (targets == NULL)
 		make_cache();
 	target = hash_search(targets, name, HASH_ENTER, &found);
@@ -90,7 +90,7 @@ load_target(const char *name, uint64 generation)
 	target->relation = def->target_name ? def->target : InvalidOid;
 	target->generation = generation;
 	target->local_generation = batcher_change_local;
-	target->db = queue->key.db;
+	target->db = key.db;
 	target->queue_id = def->id;
 	target->queue = queue;
 	target->nlanes = def->options.lanes;

@@ -348,6 +348,17 @@ notice_breaker(const char *name)
 			 errhint("Use batch_reset_breaker() when its cause is mended; the view batcher.status tells it.")));
 }
 
+static void
+warn_unserved(const char *name)
+{
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("queue \"%s\" is not served, because there are too many queues",
+					name),
+			 errhint("Increase \"%s\" and restart the server, or drop a queue.",
+					 "batcher.max_queues")));
+}
+
 /* Wait for a flush that was asked for; returns how many rows were flushed. */
 static int64
 wait_for_flush(const FlushRequest *request, uint64 upto, TimestampTz end)
@@ -403,6 +414,7 @@ batcher_flush(PG_FUNCTION_ARGS)
 	{
 		BatcherQueueDef *def = lfirst(lc);
 		FlushRequest *request = &requests[nrequests];
+		bool		unserved = false;
 
 		if (!batcher_definition_may(def, BATCHER_MANAGE))
 			continue;
@@ -413,8 +425,14 @@ batcher_flush(PG_FUNCTION_ARGS)
 						  psprintf("Reason: %s.", def->pause_reason) : NULL);
 			continue;
 		}
-		if (!batcher_definition_ensure_shared(def, &request->key))
+		/* one that is not served does not keep the others from it */
+		if (!batcher_entry_ensure(def, &request->key,
+								  PG_ARGISNULL(0) ? &unserved : NULL))
+		{
+			if (unserved)
+				warn_unserved(def->name);
 			continue;
+		}
 		if (look_at_queue(request->key).breaker_open)
 		{
 			notice_breaker(def->name);
@@ -453,7 +471,7 @@ batcher_purge(PG_FUNCTION_ARGS)
 				 errmsg("queue must not be null")));
 	def = managed_queue(fcinfo);
 	upto = batcher_number_take(batcher_catalog_database());
-	if (!batcher_definition_ensure_shared(def, &key) ||
+	if (!batcher_entry_ensure(def, &key, NULL) ||
 		!ask_worker(key, true, upto, &before))
 		PG_RETURN_INT64(0);
 	(void) wait_until_settled(key, def->name, true, upto, BATCHER_NEVER, &now);
@@ -603,7 +621,7 @@ batcher_wait(PG_FUNCTION_ARGS)
 	def = batcher_definition_allowed(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									 BATCHER_ENQUEUE);
 	upto = batcher_number_take(batcher_catalog_database());
-	if (ticket >= upto || !batcher_definition_ensure_shared(def, &key))
+	if (ticket >= upto || !batcher_entry_ensure(def, &key, NULL))
 		PG_RETURN_DATUM(fate_datum(BATCHER_FATE_UNKNOWN));
 	if (batcher_staging_has_ticket(key, ticket))
 		PG_RETURN_TEXT_P(cstring_to_text("pending"));

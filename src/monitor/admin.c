@@ -285,10 +285,10 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	key.db = batcher_catalog_find(false)->db;
 	key.queue_id = def.id;
 	key.lane = 0;
-	queue = batcher_definition_make_lanes(key, 1, true);
+	queue = batcher_entry_make(key, 1, true);
 	batcher_change_note_created(queue);
-	(void) batcher_definition_make_lanes(key, def.options.lanes, true);
-	batcher_definition_publish(&def, key, NULL);
+	(void) batcher_entry_make(key, def.options.lanes, true);
+	batcher_entry_publish(&def, key, NULL);
 	PG_RETURN_VOID();
 }
 
@@ -419,7 +419,7 @@ batcher_drop_queue(PG_FUNCTION_ARGS)
 						def->name)));
 	if (queue)
 	{
-		batcher_definition_publish(def, queue->key, NULL);
+		batcher_entry_publish(def, queue->key, NULL);
 		batcher_change_close(queue);
 		batcher_change_freeze(queue);
 	}
@@ -454,11 +454,7 @@ set_paused(BatcherQueueDef *def, bool paused, int elevel)
 		return;
 	if (!paused && def->pause_reason &&
 		strcmp(def->pause_reason, BATCHER_RESTORED) == 0)
-	{
 		batcher_grant_resolve(def);
-		if (batcher_shared)
-			batcher_number_renew(batcher_catalog_database(), 0);
-	}
 	def->paused = paused;
 	def->paused_by_loss = false;
 	def->pause_reason = paused ? pstrdup("paused") : NULL;

@@ -88,7 +88,7 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 
 	batcher_shmem_require();
 	key = batcher_monitor_key(def);
-	queue = batcher_definition_make_lanes(key, 1, false);
+	queue = batcher_entry_make(key, 1, false);
 	if (batcher_staging_has_queue(queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -110,5 +110,5 @@ batcher_monitor_change_lanes(const BatcherQueueDef *def)
 				 errdetail("They were not flushed within \"%s\".",
 						   "batcher.enqueue_timeout"),
 				 errhint("Have them flushed, or purge the queue.")));
-	(void) batcher_definition_make_lanes(queue->key, def->options.lanes, true);
+	(void) batcher_entry_make(queue->key, def->options.lanes, true);
 }

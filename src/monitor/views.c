@@ -265,13 +265,16 @@ copy_queue(const BatcherQueueDef *def, QueueCopy *copy)
 
 /*
  * The text of the last error, or NULL where there is none to be seen.  It was
- * cut to a number of bytes, maybe within a character, which is left out.
+ * cut to a number of bytes, maybe within a character, which is left out.  That
+ * a queue has no place is told to whoever sees it.
  */
-static char *
+static const char *
 visible_error(const QueueCopy *copy, BatcherSight sight)
 {
 	int			len = strlen(copy->last_error);
 
+	if (copy->unserved)
+		return "too many queues: this one is not served";
 	if (sight != BATCHER_SIGHT_ALL || copy->last_error_at == 0)
 		return NULL;
 	return pnstrdup(copy->last_error,
@@ -482,7 +485,6 @@ batcher_get_status(PG_FUNCTION_ARGS)
 						 &nulls[STATUS_PAUSE_REASON], def->pause_reason);
 		set_status_breaker(values, nulls, &copy, sight);
 		batcher_set_text(&values[STATUS_LAST_ERROR], &nulls[STATUS_LAST_ERROR],
-						 copy.unserved ? "too many queues: this one is not served" :
 						 visible_error(&copy, sight));
 		set_status_pace(values, nulls, def, &copy);
 		values[STATUS_LANES] = Int32GetDatum(def->options.lanes);

@@ -569,7 +569,7 @@ batcher_lane_retire(BatcherQueueKey key, int slot,
 	}
 	LWLockRelease(&batcher_shared->lock);
 	if (retires)
-		ConditionVariableBroadcast(&batcher_shared->room_cv);
+		batcher_shmem_queue_removed();
 	return retires;
 }
 

@@ -62,6 +62,7 @@ batcher_shmem_database(BatcherDatabaseKey key, bool create)
 		pg_atomic_init_u32(&db->gone, 0);
 		pg_atomic_init_u32(&db->uncommitted, 0);
 		pg_atomic_init_u32(&db->barred, 0);
+		pg_atomic_init_u32(&db->refused, 0);
 		pg_atomic_init_u32(&db->restores, 1);
 		pg_atomic_init_u32(&db->surveyed, 0);
 		db->nchannels = 0;
@@ -284,6 +285,32 @@ batcher_shmem_queue_remove_locked(BatcherQueueKey key)
 }
 
 /*
+ * There is room for an entry: who waits for it, and the databases that have
+ * queues without one, try again.  No lock of ours is held.
+ */
+void
+batcher_shmem_queue_removed(void)
+{
+	HASH_SEQ_STATUS status;
+	BatcherSharedDatabase *db;
+	bool		wanted = false;
+
+	ConditionVariableBroadcast(&batcher_shared->room_cv);
+	LWLockAcquire(&batcher_shared->lock, LW_SHARED);
+	hash_seq_init(&status, databases);
+	while ((db = hash_seq_search(&status)) != NULL)
+	{
+		if (pg_atomic_exchange_u32(&db->refused, 0) == 0)
+			continue;
+		(void) pg_atomic_fetch_add_u64(&db->generation, 1);
+		wanted = true;
+	}
+	LWLockRelease(&batcher_shared->lock);
+	if (wanted)
+		batcher_shmem_wake_all();
+}
+
+/*
  * Forget a lane.  The caller has made sure that nobody will use the entry
  * again and that its chunks are discarded.  Lane 0 stays while there are
  * others: false if so.
@@ -297,7 +324,7 @@ batcher_shmem_queue_remove(BatcherQueueKey key)
 	removed = batcher_shmem_queue_remove_locked(key);
 	LWLockRelease(&batcher_shared->lock);
 	if (removed)
-		ConditionVariableBroadcast(&batcher_shared->room_cv);
+		batcher_shmem_queue_removed();
 	return removed;
 }
 
@@ -309,6 +336,7 @@ make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 	bool		made[BATCHER_MAX_LANES] = {false};
 
 	key.lane = 0;
+	made[0] = batcher_shmem_queue_locked(key) == NULL;
 	main = make_queue(key, fresh);
 	for (key.lane = 1; main && key.lane < nlanes; key.lane++)
 	{
@@ -317,7 +345,7 @@ make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 		made[key.lane] = make_queue(key, fresh) != NULL;
 		if (made[key.lane])
 			continue;
-		while (--key.lane > 0)
+		while (--key.lane >= 0)
 		{
 			if (made[key.lane])
 				(void) batcher_shmem_queue_remove_locked(key);
@@ -330,7 +358,7 @@ make_lanes(BatcherQueueKey key, int nlanes, bool fresh)
 /*
  * The same for lanes 0 to 'nlanes' - 1 of the queue with this key; returns the
  * main entry.  If there is no room for one, those that were made are taken away
- * again, but for the main entry.
+ * again, and the result is NULL.
  */
 BatcherSharedQueue *
 batcher_shmem_lanes_create(BatcherQueueKey key, int nlanes, bool fresh)
@@ -360,8 +388,39 @@ batcher_shmem_lanes_follow(BatcherSharedDatabase *db, uint64 generation,
 	*over = pg_atomic_read_u64(&db->generation) != generation;
 	main = *over ? batcher_shmem_queue_locked(key) :
 		make_lanes(key, nlanes, false);
+	if (main == NULL && !*over)
+		pg_atomic_write_u32(&db->refused, 1);
 	LWLockRelease(&batcher_shared->lock);
 	return main;
+}
+
+/*
+ * A queue has not the room for all its lanes: take those away that a start of
+ * the server has restored, unless rows are in them.  Nobody uses one without
+ * the others.
+ */
+void
+batcher_shmem_lanes_give_back(BatcherQueueKey key)
+{
+	BatcherSharedQueue *main;
+	BatcherSharedQueue *entry;
+	bool		remove;
+	int			i;
+
+	LWLockAcquire(&batcher_shared->lock, LW_EXCLUSIVE);
+	main = batcher_shmem_queue_locked(key);
+	remove = main != NULL;
+	if (main)
+	{
+		batcher_foreach_lane(entry, i, main)
+			remove = remove && pg_atomic_read_u64(&entry->lane.npending) == 0;
+	}
+	/* lane 0 last */
+	for (key.lane = BATCHER_MAX_LANES - 1; remove && key.lane >= 0; key.lane--)
+		(void) batcher_shmem_queue_remove_locked(key);
+	LWLockRelease(&batcher_shared->lock);
+	if (remove)
+		batcher_shmem_queue_removed();
 }
 
 /*

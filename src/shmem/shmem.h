@@ -77,6 +77,7 @@ typedef struct BatcherSharedDatabase
 	pg_atomic_uint32 gone;
 	pg_atomic_uint32 uncommitted;
 	pg_atomic_uint32 barred;	/* raised and looked at under the control lock */
+	pg_atomic_uint32 refused;	/* a worker has found no room for a queue */
 	pg_atomic_uint32 restores;	/* how often rows came to the spool that nobody
 								 * enqueued; at the start of the server, too */
 	pg_atomic_uint32 surveyed;	/* ... before a worker last looked through it */
@@ -431,7 +432,9 @@ extern BatcherSharedQueue *batcher_shmem_lanes_follow(BatcherSharedDatabase *db,
 													  uint64 generation,
 													  BatcherQueueKey key,
 													  int nlanes, bool *over);
+extern void batcher_shmem_lanes_give_back(BatcherQueueKey key);
 extern bool batcher_shmem_queue_remove(BatcherQueueKey key);
+extern void batcher_shmem_queue_removed(void);
 extern BatcherSharedQueue *batcher_shmem_queue_bar(BatcherSharedDatabase *db,
 												   BatcherQueueKey key);
 extern bool batcher_shmem_queue_remove_locked(BatcherQueueKey key);
@@ -457,6 +460,7 @@ extern void batcher_shmem_channel_forget(BatcherDatabaseKey db);
 /* wake.c */
 extern void batcher_shmem_wake_proc(uint32 proc);
 extern void batcher_shmem_wake_launcher(void);
+extern void batcher_shmem_wake_all(void);
 extern uint32 batcher_shmem_wakeups(void);
 
 /* The address of something in the area. */

@@ -49,3 +49,16 @@ batcher_shmem_wake_launcher(void)
 {
 	batcher_shmem_wake_proc(pg_atomic_read_u32(&batcher_shared->launcher_proc));
 }
+
+/*
+ * Wake all workers, and the launcher.
+ */
+void
+batcher_shmem_wake_all(void)
+{
+	int			i;
+
+	for (i = 0; i < BATCHER_MAX_WORKERS; i++)
+		batcher_shmem_wake_proc(pg_atomic_read_u32(&batcher_shared->workers[i].proc));
+	batcher_shmem_wake_launcher();
+}

@@ -363,12 +363,15 @@ adopt_definitions(List *list, uint64 generation)
 										   def->options.lanes, &over);
 		if (queue == NULL)
 		{
-			/* the definitions are loaded anew */
+			/* else the definitions are loaded anew */
 			if (!over)
+			{
 				unserved++;
+				batcher_shmem_lanes_give_back(key);
+			}
 			continue;
 		}
-		batcher_definition_publish(def, key, &generation);
+		batcher_entry_publish(def, key, &generation);
 		batcher_raise_to(&queue->defined_at, generation);
 		batcher_foreach_lane(entry, i, queue)
 		{

@@ -78,7 +78,7 @@ SELECT count(DISTINCT queue) FROM done)),
 # With places for all, all comes that was durable, once.
 set_max_queues(10);
 wait_sql($node, q(
-SELECT count(*) = 15 FROM done WHERE n < 4 AND queue <= 'q5'));
+SELECT count(*) = 15 FROM done WHERE n < 4 AND queue ~ '^q[1-5]$'));
 is( sql(
 		$node, q(
 SELECT count(*), count(DISTINCT (queue, n)) FROM done)),
@@ -186,6 +186,73 @@ sql($node, q(SELECT batch_drop_queue(queue) FROM batcher.queue));
 sql($node, q(SELECT batch_create_queue('n' || i) FROM generate_series(1, 4) i));
 is(sql($node, 'SELECT count(*), count(last_error) FROM batcher.status'),
 	'4|0', 'nothing was left in their places');
+
+# A queue with more lanes than there is room for takes none of it, and does not
+# keep the others from being flushed.
+sql($node, q(SELECT batch_drop_queue(queue) FROM batcher.queue));
+set_max_queues(12);
+sql(
+	$node, q(
+TRUNCATE done;
+CREATE DATABASE two;
+SELECT batch_create_queue(queue, format(
+	'INSERT INTO done SELECT %L, payload::int FROM batch', queue),
+	options => jsonb_build_object('flush_interval', '1 h', 'lanes', lanes))
+FROM (VALUES ('a', 1), ('b', 1), ('lanes', 6)) q (queue, lanes);
+SELECT batch_pause();
+SELECT batch_enqueue_many(queue, '{1,2,3}') FROM batcher.queue;
+));
+$node->safe_psql(
+	'two', q(
+CREATE EXTENSION batcher;
+SELECT batch_create_queue('c'), batch_create_queue('d')));
+set_max_queues(5);
+wait_sql($node, "SELECT $is_unserved FROM batcher.status WHERE queue = 'lanes'");
+sql($node, 'SELECT batch_resume()');
+wait_sql($node,
+	"SELECT count(*) = 1 FROM batcher.status WHERE $is_unserved");
+is( sql(
+		$node, q(
+SELECT count(*), min(last_error) = min(batch_stats(queue)->>'last_error')
+FROM batcher.stat_queue WHERE last_error IS NOT NULL)),
+	'1|t',
+	'all views say it');
+is( $node->safe_psql(
+		'two', q(SELECT count(batch_enqueue(queue, '1')) FROM batcher.queue)),
+	'2',
+	'the others have their places');
+foreach my $call ("batch_flush('lanes')", "batch_purge('lanes')")
+{
+	($rc, $out, $err) = try_sql($node, "SELECT $call");
+	like($err, $refused_hint, "$call needs a place");
+}
+($rc, $out, $err) = try_sql($node, 'SELECT batch_flush()');
+is($out, '6', 'batch_flush flushes the others');
+like($err,
+	qr/WARNING:  53400: queue "lanes" is not served, because there are too many queues/,
+	'and says which it does not');
+
+# A place is taken also when it becomes free in another database.
+sql($node, q(SELECT batch_drop_queue('lanes', true)));
+set_max_queues(3);
+my ($has, $other) = ('postgres', 'two');
+my $count_unserved =
+  "SELECT count(*) FROM batcher.status WHERE $is_unserved";
+my $end = time() + $PostgreSQL::Test::Utils::timeout_default;
+until ($node->safe_psql($has, $count_unserved) eq '1')
+{
+	die 'all have a place' if time() > $end;
+	($has, $other) = ($other, $has);
+}
+is($node->safe_psql($other, $count_unserved), '0', 'one has no place');
+$node->safe_psql($other,
+	q(SELECT batch_drop_queue(min(queue), true) FROM batcher.queue));
+ok($node->poll_query_until($has, $count_unserved, '0'),
+	'it takes one that another database had');
+is( $node->safe_psql(
+		$has, q(SELECT count(batch_enqueue(queue, '1')) FROM batcher.queue)),
+	'2',
+	'and is served');
 
 $node->stop;
 done_testing();
