@@ -143,6 +143,9 @@ typedef struct BatcherGrave
 	int			n;
 	int			allocated;
 	BatcherUnreadable *tuples;
+	int			done;			/* of these, so many are settled */
+	int			end;			/* before this one the next burial ends */
+	int			at;				/* the one that is being deleted, or -1 */
 } BatcherGrave;
 
 /* The prepared statement: see executor.c. */
@@ -176,6 +179,8 @@ typedef struct BatcherLaneView
 	BatcherExecutor *executor;
 	BatcherTeller *teller;
 	BatcherReadback *readback;	/* NULL: none */
+	HTAB	   *stuck;			/* tuples that are passed over: see bury.c; NULL:
+								 * none */
 	BatcherIndex *index;		/* NULL: to be built */
 	int64		thin_at;		/* rows in it at which hot keys are thinned */
 	TimestampTz deadline;		/* when to look again, BATCHER_NEVER */
@@ -307,6 +312,11 @@ extern void batcher_grave_note(BatcherGrave *grave,
 							   const BatcherSpoolEntry *entry,
 							   int sqlerrcode, const char *why);
 extern void batcher_grave_bury(BatcherLaneView *view, BatcherGrave *grave);
+extern bool batcher_grave_pass_over(BatcherLaneView *view, BatcherGrave *grave,
+									const ErrorData *error);
+extern bool batcher_grave_is_stuck(BatcherLaneView *view,
+								   const BatcherSpoolEntry *entry);
+extern void batcher_grave_reset(BatcherLaneView *view);
 
 /* claim.c */
 extern bool batcher_claim(BatcherLaneView *view, BatcherBatch *batch,

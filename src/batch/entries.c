@@ -37,6 +37,7 @@ compare_entries(const void *a, const void *b)
 /* What the scan for one lane is about. */
 typedef struct LaneScan
 {
+	BatcherLaneView *view;
 	BatcherEntries *found;
 	int32		queue_id;
 	int32		lane;
@@ -131,11 +132,13 @@ visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 	if (entry->queue_id != scan->queue_id || entry->home == scan->home ||
 		(uint32) entry->lane % scan->nlanes != scan->lane)
 		return;
+	if (!scan->second && group != 0)
+		note_group(scan, group, entry->number);
+	if (batcher_grave_is_stuck(scan->view, entry))
+		return;
 	if (!scan->second)
 	{
 		scan->nrows += entry->nrows;
-		if (group != 0)
-			note_group(scan, group, entry->number);
 		/* which of them are the oldest is known when all groups are */
 		if (found->n == 2 * scan->max_entries)
 			scan->too_many = true;
@@ -178,18 +181,19 @@ find_entries(LaneScan *scan, Relation spool)
 }
 
 /*
- * Find the tuples of a lane, of 'nlanes' of its queue, that have another home
- * than this one; 'found' is empty.  Returns how many rows they have.
+ * Find the tuples of a lane that have another home than this one, but for those
+ * that are passed over; 'found' is empty.  Returns how many rows they have.
  */
 int64
 batcher_entries_find(BatcherEntries *found, Relation spool,
-					 const BatcherQueueKey *key, int nlanes, uint64 home)
+					 BatcherLaneView *view, uint64 home)
 {
 	LaneScan	scan = {
+		.view = view,
 		.found = found,
-		.queue_id = key->queue_id,
-		.lane = key->lane,
-		.nlanes = nlanes,
+		.queue_id = view->key.queue_id,
+		.lane = view->key.lane,
+		.nlanes = view->def->options.lanes,
 		.home = home,
 		.max_entries = batcher_debug_limit("max-entries", MAX_ENTRIES)
 	};

@@ -29,7 +29,6 @@ typedef struct BatcherEntries
 } BatcherEntries;
 
 extern int64 batcher_entries_find(BatcherEntries *found, Relation spool,
-								  const BatcherQueueKey *key, int nlanes,
-								  uint64 home);
+								  BatcherLaneView *view, uint64 home);
 
 #endif							/* BATCHER_ENTRIES_H */

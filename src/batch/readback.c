@@ -6,7 +6,7 @@
  * A lane that counts as spilled takes no durable row into memory.  When its
  * owner has flushed most of what memory holds, one scan of the spool notes
  * number and place of each of its tuples that has its home elsewhere
- * (entries.c); sorted by number, they are fetched as batches need them.  When
+ * (entries.c), but for those that are passed over (bury.c); sorted by number, they are fetched as batches need them.  When
  * all that a scan noted is flushed, the next scan looks for what was spilled
  * since; one that finds nothing returns the lane to memory
  * (batcher_lane_spill_clear).
@@ -322,7 +322,7 @@ scan_spool(BatcherLaneView *view, Relation spool, uint32 version)
 	rb->scanned_upto = pg_atomic_read_u64(&view->db->next_number);
 	pg_memory_barrier();
 	before = pg_atomic_read_u64(&lane->nspilled);
-	nrows = batcher_entries_find(&rb->found, spool, &view->queue->key, nlanes,
+	nrows = batcher_entries_find(&rb->found, spool, view,
 								 batcher_spool_home(version));
 	count_spilled(lane, seen, before, nrows);
 	if (seen & BATCHER_SPILL_UNKNOWN)

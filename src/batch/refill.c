@@ -3,8 +3,8 @@
  *	  Reading rows back when it is time for that, whatever is in the spool.
  *
  * A failure puts the lane off, unless a damaged tuple is to blame for it: that,
- * and others that cannot be read, are taken out of the way (bury.c).  The
- * worker.
+ * and others that cannot be read, are taken out of the way, or passed over
+ * (bury.c).  The worker.
  */
 #include "postgres.h"
 
@@ -16,14 +16,26 @@
 static bool
 is_damage(const ErrorData *error)
 {
-	return batcher_spool_unreadable() != NULL &&
-		(error->sqlerrcode == ERRCODE_DATA_CORRUPTED ||
-		 ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION);
+	return error->sqlerrcode == ERRCODE_DATA_CORRUPTED ||
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION;
+}
+
+/* Has the reading failed by a tuple that can be taken out of the way? */
+static bool
+met_damaged(BatcherLaneView *view, const BatcherGrave *grave,
+			const ErrorData *error)
+{
+	const BatcherSpoolEntry *entry = batcher_spool_unreadable();
+
+	/* a look at the spool cannot pass over one whose number of rows is damaged */
+	return entry && grave->version != 0 && is_damage(error) &&
+		!batcher_grave_is_stuck(view, entry);
 }
 
 /*
  * Run one of the two steps of reading back; its error, or NULL.  Of a damaged
- * tuple there is none: it is noted, and what was read stays.
+ * tuple there is none: it is noted, or passed over if it cannot be deleted, and
+ * what was read stays.
  */
 static ErrorData *
 try_reading(BatcherLaneView *view, BatcherGrave *grave, bool bury)
@@ -45,9 +57,11 @@ try_reading(BatcherLaneView *view, BatcherGrave *grave, bool bury)
 	PG_CATCH();
 	{
 		error = batcher_failure_recover(view, cxt, &fault);
-		damaged = !bury && grave->version != 0 && is_damage(error);
+		damaged = bury ? is_damage(error) &&
+			batcher_grave_pass_over(view, grave, error) :
+			met_damaged(view, grave, error);
 		if (!damaged ||
-			!batcher_readback_skip(view, batcher_spool_unreadable()))
+			(!bury && !batcher_readback_skip(view, batcher_spool_unreadable())))
 			batcher_readback_reset(view);
 	}
 	PG_END_TRY();
@@ -56,6 +70,8 @@ try_reading(BatcherLaneView *view, BatcherGrave *grave, bool bury)
 		batcher_count(view->queue, BATCHER_BATCHES_FAILED, 1);
 	if (!damaged)
 		return error;
+	if (bury)
+		return NULL;
 	batcher_grave_note(grave, batcher_spool_unreadable(), error->sqlerrcode,
 					   error->message ? error->message : "");
 	return NULL;
@@ -88,14 +104,16 @@ batcher_refill_lane(BatcherLaneView *view, bool draining)
 {
 	BatcherGrave grave = {.cxt = CurrentMemoryContext};
 	ErrorData  *error;
+	bool		some_noted;
 
 	if (!batcher_readback_low(view) || !may_read_back(view, draining))
 		return BATCHER_REFILL_NOT_DONE;
 	error = try_reading(view, &grave, false);
-	if (error == NULL && grave.n > 0)
+	some_noted = grave.n > 0;
+	while (error == NULL && grave.done < grave.n)
 		error = try_reading(view, &grave, true);
 	if (error == NULL)
-		return grave.n > 0 ? BATCHER_REFILL_AGAIN : BATCHER_REFILL_DONE;
+		return some_noted ? BATCHER_REFILL_AGAIN : BATCHER_REFILL_DONE;
 	view->forced_upto = pg_atomic_read_u64(&view->queue->lane.flush_upto);
 	batcher_failure_put_off(view);
 	return BATCHER_REFILL_FAILED;

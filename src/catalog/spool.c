@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "utils/acl.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 /*
@@ -318,45 +319,122 @@ typedef struct QueueVisit
 	Relation	spool;
 	int32		queue_id;
 	bool		delete;
+	bool		careful;		/* some of them may be damaged */
 	int64		nrows;
+	int			nleft;			/* that could not be deleted */
+	BatcherSpoolEntry left;		/* the first of these */
 } QueueVisit;
+
+/*
+ * Call a function in a subtransaction.  False, and nothing is done, if it fails
+ * because something is damaged.
+ */
+static bool
+try_on_damaged(void (*function) (void *arg), void *arg)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(cxt);
+	PG_TRY();
+	{
+		function(arg);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(cxt);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(cxt);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return true;
+	if (error->sqlerrcode != ERRCODE_DATA_CORRUPTED)
+		ReThrowError(error);
+	FreeErrorData(error);
+	return false;
+}
+
+typedef struct Deletion
+{
+	Relation	spool;
+	ItemPointerData tid;
+} Deletion;
+
+static void
+delete_tuple(void *arg)
+{
+	Deletion   *deletion = arg;
+
+	simple_heap_delete(deletion->spool, &deletion->tid);
+}
 
 static void
 visit_queue(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 {
 	QueueVisit *visit = arg;
-	ItemPointerData tid = entry->tid;
+	Deletion	deletion = {visit->spool, entry->tid};
 
 	if (entry->queue_id != visit->queue_id)
 		return;
 	visit->nrows += entry->nrows;
-	if (visit->delete)
-		simple_heap_delete(visit->spool, &tid);
+	if (!visit->delete)
+		return;
+	/* what is stored out of line is deleted with it */
+	if (!visit->careful || !HeapTupleHasExternal(tuple))
+		delete_tuple(&deletion);
+	else if (!try_on_damaged(delete_tuple, &deletion) && visit->nleft++ == 0)
+		visit->left = *entry;
 }
 
-static int64
-visit_rows_of_queue(int32 queue_id, bool delete)
+static void
+visit_rows(void *arg)
 {
-	QueueVisit	visit = {NULL, queue_id, delete, 0};
+	QueueVisit *visit = arg;
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
-	/* who only counts is nobody to wait for */
-	visit.spool = batcher_spool_open(delete ? RowExclusiveLock :
-									 AccessShareLock);
-	batcher_spool_scan(visit.spool, snapshot, visit_queue, &visit);
-	table_close(visit.spool, NoLock);
+	batcher_spool_scan(visit->spool, snapshot, visit_queue, visit);
 	UnregisterSnapshot(snapshot);
-	return visit.nrows;
 }
 
 /*
  * Delete all rows of a queue that nobody else can flush or enqueue into now;
- * returns how many.  Transactional, unlike a purge.
+ * returns how many there were.  Transactional, unlike a purge.  Where the server
+ * finds garbage instead of what a tuple has stored out of line, that tuple cannot
+ * be deleted, and stays, as of no queue, with a WARNING.
  */
 int64
 batcher_spool_delete_queue(int32 queue_id)
 {
-	return visit_rows_of_queue(queue_id, true);
+	QueueVisit	visit = {.queue_id = queue_id,.delete = true};
+
+	visit.spool = batcher_spool_open(RowExclusiveLock);
+	if (!try_on_damaged(visit_rows, &visit))
+	{
+		/* many subtransactions are slow: only now one for each such tuple */
+		visit.careful = true;
+		visit.nrows = 0;
+		visit_rows(&visit);
+	}
+	table_close(visit.spool, NoLock);
+	if (visit.nleft > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg_plural("%d damaged tuple cannot be deleted, and stays in the spool",
+							   "%d damaged tuples cannot be deleted, and stay in the spool",
+							   visit.nleft, visit.nleft),
+				 errdetail("The first one is at (%u,%u) of the table batcher.spool.",
+						   ItemPointerGetBlockNumber(&visit.left.tid),
+						   ItemPointerGetOffsetNumber(&visit.left.tid)),
+				 errhint("A superuser can DELETE those of queue_id %d with \"zero_damaged_pages\" on.",
+						 queue_id)));
+	return visit.nrows;
 }
 
 /*
@@ -365,7 +443,13 @@ batcher_spool_delete_queue(int32 queue_id)
 int64
 batcher_spool_count_queue(int32 queue_id)
 {
-	return visit_rows_of_queue(queue_id, false);
+	QueueVisit	visit = {.queue_id = queue_id};
+
+	/* who only counts is nobody to wait for */
+	visit.spool = batcher_spool_open(AccessShareLock);
+	visit_rows(&visit);
+	table_close(visit.spool, NoLock);
+	return visit.nrows;
 }
 
 typedef struct TicketVisit

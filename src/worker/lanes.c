@@ -55,6 +55,7 @@ forget_view(BatcherLaneView *view)
 	batcher_readback_reset(view);
 	batcher_index_reset(view);
 	batcher_retry_reset(view);
+	batcher_grave_reset(view);
 	pfree(view);
 }
 

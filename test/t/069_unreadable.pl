@@ -1,8 +1,9 @@
 # Tuples of the spool that cannot be read are buried together: each becomes a
 # dead letter in the transaction that removes it, whatever happens to the
-# worker, and they do not cost a look through the spool each.
+# worker, and they do not cost a look through the spool each.  Those that cannot
+# be removed either are passed over.
 #
-# Failure table: "a tuple of the spool cannot be read".
+# Failure table: "a tuple of the spool cannot be read", "... nor deleted".
 
 use strict;
 use warnings;
@@ -161,26 +162,36 @@ SELECT seq_scan FROM pg_stat_user_tables
 WHERE relid = 'batcher.spool'::regclass));
 }
 
-sql($node, q(SELECT batch_pause('q')));
-foreach my $i (1 .. 60)
+# Make such tuples, of so many, and write this character over their payloads.
+# The queue is paused.
+sub damage
 {
-	sql(
-		$node, qq(
+	my ($n, $character) = @_;
+
+	foreach my $i (1 .. $n)
+	{
+		sql(
+			$node, qq(
 SELECT batch_enqueue('q', jsonb_build_object('n', 1000 + $i, 'big',
 	(SELECT string_agg(md5($i || ' ' || j), '') FROM generate_series(1, 300) j)))));
-}
-restore();
-my $toast = $node->data_dir . '/' . sql(
-	$node, q(
+	}
+	my $toast = $node->data_dir . '/' . sql(
+		$node, q(
 SELECT pg_relation_filepath(reltoastrelid) FROM pg_class
 WHERE oid = 'batcher.spool'::regclass));
-$node->stop;
-my $size = -s $toast;
-ok($size >= 60 * 8192, 'payloads are stored out of line');
-open(my $file, '+<:raw', $toast) or die "could not open $toast: $!";
-print $file "\0" x $size;
-close($file) or die "could not write $toast: $!";
-$node->start;
+	$node->stop;
+	my $size = -s $toast;
+	ok($size >= $n * 8192, 'payloads are stored out of line');
+	open(my $file, '+<:raw', $toast) or die "could not open $toast: $!";
+	print $file $character x $size;
+	close($file) or die "could not write $toast: $!";
+	$node->start;
+	return;
+}
+
+sql($node, q(SELECT batch_pause('q')));
+restore();
+damage(60, "\0");
 my $before = scans();
 sql($node, q(SELECT batch_resume()));
 wait_drained($node, 'q');
@@ -202,6 +213,90 @@ SELECT count(*) = 0 FROM pg_stat_activity
 WHERE application_name = 'batcher worker' AND state <> 'idle'));
 my $scans = scans() - $before;
 ok($scans > 0 && $scans < 40, "they took $scans looks through the spool");
+
+# Where the server finds garbage the tuples can be deleted no more than read.
+# They stay, are told of once, and hold up nobody.
+my $places = q(
+SELECT string_agg(ctid::text, ' ' ORDER BY ctid::text COLLATE "C")
+FROM batcher.spool WHERE pg_column_size(payload) > 8160);
+
+sub passed_over
+{
+	my ($position) = @_;
+
+	return join ' ', sort(
+		slurp_file($node->logfile, $position) =~
+		  /neither read nor deleted.*\n.*DETAIL:  It is at (\S+) of/g);
+}
+
+sub wait_passed
+{
+	wait_sql(
+		$node, q(
+SELECT pending = 0 AND spilled = 0 AND NOT is_flushing
+	AND (SELECT count(*) = 12 FROM batcher.spool)
+FROM batcher.status WHERE queue = 'q'));
+	return;
+}
+
+sql($node, q(SELECT batch_pause('q'); SELECT batch_purge_dead('q')));
+restore();
+damage(12, "\x7f");
+my $stuck = sql($node, $places);
+my $position = log_position($node);
+sql($node, q(SELECT batch_resume('q')));
+wait_passed();
+is( sql(
+		$node, q(
+SELECT count(*), count(DISTINCT n), (SELECT count(*) FROM batcher.dead_letter)
+FROM done)),
+	'20|20|20',
+	'garbage: what can be read is flushed, and what can be deleted is buried');
+is(sql($node, $places), $stuck, 'garbage: the others, and only they, stay');
+
+# Rows that are read back later: the spool is looked through again.
+sql($node, q(SELECT batch_pause('q'); SELECT batch_purge_dead('q')));
+restore();
+sql($node, q(SELECT batch_resume('q'); SELECT batch_flush('q')));
+wait_passed();
+is(sql($node, 'SELECT count(*) FROM done'),
+	'20', 'garbage: rows that come later are flushed');
+is(passed_over($position), $stuck, 'garbage: each is told of once');
+
+# Who begins anew with the queue meets them anew.
+sql($node, q(SELECT batch_pause('q')));
+$node->restart;
+$position = log_position($node);
+sql($node, q(SELECT batch_purge('q')));
+is(passed_over($position), $stuck, 'garbage: a purge passes over them');
+
+# What a superuser can do.
+my ($place) = $stuck =~ /^(\S+)/;
+my $delete = "DELETE FROM batcher.spool WHERE ctid = '$place'";
+my ($rc, $out, $err) = try_sql(
+	$node, qq(
+SET zero_damaged_pages = on;
+BEGIN;
+ALTER TABLE batcher.spool DISABLE TRIGGER arrived;
+$delete;
+ALTER TABLE batcher.spool ENABLE ALWAYS TRIGGER arrived;
+COMMIT));
+is($rc, 0, 'garbage: a superuser can delete one') or diag($err);
+($rc, $out, $err) = try_sql($node, q(SELECT batch_drop_queue('q')));
+like($err, qr/11 rows wait/, 'garbage: they are rows that wait');
+($rc, $out, $err) = try_sql($node, q(SELECT batch_drop_queue('q', true)));
+is($rc, 0, 'garbage: the queue can be dropped');
+like($err, qr/WARNING: .* 11 damaged tuples /, 'garbage: with a warning');
+my ($id) = $err =~ /HINT: .* queue_id (\d+) /;
+is(sql($node, 'SELECT count(*) FROM batcher.spool'),
+	'11', 'garbage: they are left');
+sql(
+	$node, qq(
+SET zero_damaged_pages = on;
+DELETE FROM batcher.spool WHERE queue_id = $id;
+VACUUM FULL batcher.spool));
+is(sql($node, 'SELECT count(*) FROM batcher.spool'),
+	'0', 'garbage: a superuser can delete what is left');
 
 $node->stop;
 done_testing();
