@@ -278,14 +278,12 @@ extern ErrorData *batcher_isolation_error(BatcherIsolation *iso,
 extern TimestampTz batcher_retry_at(BatcherLaneView *view,
 									const BatcherChunk *chunk,
 									const BatcherRow *row);
-extern void batcher_retry_add(BatcherLaneView *view,
-							  const BatcherChunk *chunk, BatcherRow *row,
-							  bool alone, BatcherFault fault, double random);
-extern bool batcher_retry_alone(BatcherLaneView *view,
-								const BatcherChunk *chunk,
-								const BatcherRow *row, BatcherFault *fault);
-extern void batcher_retry_rejoin(BatcherLaneView *view,
-								 const BatcherChunk *chunk, BatcherRow *row);
+extern void batcher_retry_add(BatcherLaneView *view, uint64 ticket,
+							  int attempts, bool alone, BatcherFault fault,
+							  double random);
+extern bool batcher_retry_alone(BatcherLaneView *view, uint64 ticket,
+								BatcherFault *fault);
+extern void batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket);
 extern void batcher_retry_remove(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_waits(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_known(BatcherLaneView *view, uint64 ticket);

@@ -123,6 +123,12 @@ is_over(BatcherIsolation *iso)
 	return iso->broken || iso->cut || iso->npieces >= MAX_PIECES;
 }
 
+static uint64
+row_ticket(const BatcherBatchRow *r)
+{
+	return r->chunk->first_ticket + r->row->ticket;
+}
+
 /* Some rows, or one, have failed. */
 static void
 piece_failed(BatcherIsolation *iso, ErrorData *error, BatcherFault fault)
@@ -218,7 +224,7 @@ failed_so_alone(BatcherIsolation *iso, BatcherBatchRow *r)
 {
 	BatcherFault fault;
 
-	return batcher_retry_alone(iso->view, r->chunk, r->row, &fault) &&
+	return batcher_retry_alone(iso->view, row_ticket(r), &fault) &&
 		fault == BATCHER_FAULT_STATEMENT;
 }
 
@@ -327,10 +333,10 @@ put_off_uncharged(BatcherIsolation *iso, int index, double random)
 	if (iso->errors[index] == NULL || (!retry && !iso->cut))
 		return;
 	if (iso->faults[index] == BATCHER_FAULT_PASSING)
-		batcher_retry_add(iso->view, r->chunk, r->row, false,
+		batcher_retry_add(iso->view, row_ticket(r), r->row->attempts, false,
 						  BATCHER_FAULT_PASSING, random);
 	else if (retry && iso->faults[index] == BATCHER_FAULT_STATEMENT)
-		batcher_retry_rejoin(iso->view, r->chunk, r->row);
+		batcher_retry_rejoin(iso->view, row_ticket(r));
 }
 
 /*
@@ -357,7 +363,7 @@ batcher_isolation_finish(BatcherIsolation *iso, bool committed)
 			continue;
 		else if (r->outcome == BATCHER_OUTCOME_FAILED ||
 				 r->outcome == BATCHER_OUTCOME_PUT_OFF)
-			batcher_retry_add(iso->view, r->chunk, r->row, alone,
+			batcher_retry_add(iso->view, row_ticket(r), r->row->attempts, alone,
 							  iso->faults[i], random);
 		else if (r->outcome == BATCHER_OUTCOME_DEAD)
 			ndead++;
@@ -379,13 +385,11 @@ bool
 batcher_isolation_counts(BatcherIsolation *iso)
 {
 	BatcherBatch *batch = iso->batch;
-	BatcherFault fault;
 	int			i;
 
 	for (i = 0; i < batch->nrows; i++)
 	{
-		if (!batcher_retry_alone(iso->view, batch->rows[i].chunk,
-								 batch->rows[i].row, &fault))
+		if (!batcher_retry_alone(iso->view, row_ticket(&batch->rows[i]), NULL))
 			return true;
 	}
 	return false;

@@ -4,9 +4,7 @@
  *
  * How often a row has failed is told by the row; when it is tried next is
  * known to the worker that owns the lane only, and goes with it: the next
- * owner tries such rows at once.  Whether others passed beside it is told by
- * the row's flags too, as long as it is in memory; what is read back from the
- * spool has none.  A row that failed by no fault of its own
+ * owner tries such rows at once.  A row that failed by no fault of its own
  * has no attempts and is here only.  So each row that is here, or that has
  * attempts, waits to be tried again, and holds back the later rows of its key.
  * The memory is linear in such rows, and in those that were given up (queue/thin.c)
@@ -40,20 +38,6 @@ find_retry(BatcherLaneView *view, uint64 ticket)
 }
 
 /*
- * What an owner before may have left of the same: whether a row has failed in a
- * flush in which others passed, and with what.
- */
-static bool
-flagged_alone(const BatcherRow *row, BatcherFault *fault)
-{
-	if (!(row->flags & BATCHER_ROW_BESIDE))
-		return false;
-	*fault = row->flags & BATCHER_ROW_STATEMENT ? BATCHER_FAULT_STATEMENT :
-		BATCHER_FAULT_ROW;
-	return true;
-}
-
-/*
  * When a row is to be tried again; BATCHER_NO_RETRY if it does not wait for
  * that.
  */
@@ -69,16 +53,15 @@ batcher_retry_at(BatcherLaneView *view, const BatcherChunk *chunk,
 }
 
 /*
- * A row has failed: put it off.  'alone': other rows passed in the flush in
- * which it failed with 'fault'.  'random', from 0 to 1, is the same for rows
- * that failed together, so that they are tried again together.
+ * A row has failed: put it off.  'attempts' is how often it has failed by its
+ * own fault by now, 0 if it was not at fault; 'alone': other rows passed in
+ * the flush in which it failed with 'fault'.  'random', from 0 to 1, is the
+ * same for rows that failed together, so that they are tried again together.
  */
 void
-batcher_retry_add(BatcherLaneView *view, const BatcherChunk *chunk,
-				  BatcherRow *row, bool alone, BatcherFault fault,
-				  double random)
+batcher_retry_add(BatcherLaneView *view, uint64 ticket, int attempts,
+				  bool alone, BatcherFault fault, double random)
 {
-	uint64		ticket = chunk->first_ticket + row->ticket;
 	Retry	   *retry;
 	bool		found;
 	double		delay;
@@ -98,39 +81,34 @@ batcher_retry_add(BatcherLaneView *view, const BatcherChunk *chunk,
 	if (!found)
 	{
 		retry->delays = 0;
-		retry->fault = fault;
-		retry->alone = flagged_alone(row, &retry->fault);
+		retry->alone = false;
 	}
-	if (alone)
+	if (alone || !found)
 	{
-		retry->alone = true;
+		retry->alone = alone;
 		retry->fault = fault;
-		row->flags &= ~BATCHER_ROW_STATEMENT;
-		row->flags |= BATCHER_ROW_BESIDE |
-			(fault == BATCHER_FAULT_STATEMENT ? BATCHER_ROW_STATEMENT : 0);
 	}
 	retry->rejoins = false;
-	retry->delays = Max(retry->delays + 1, row->attempts);
+	retry->delays = Max(retry->delays + 1, attempts);
 	delay = batcher_schedule_retry_delay(&view->def->options, retry->delays,
 										 random);
 	retry->due = batcher_clock_add_ms(batcher_clock_now(), delay);
 }
 
 /*
- * Whether a row has failed in a flush in which others passed; then 'fault' is
- * with what.
+ * Whether a row has failed in a flush in which others passed; 'fault', unless it
+ * is NULL, is with what.
  */
 bool
-batcher_retry_alone(BatcherLaneView *view, const BatcherChunk *chunk,
-					const BatcherRow *row, BatcherFault *fault)
+batcher_retry_alone(BatcherLaneView *view, uint64 ticket, BatcherFault *fault)
 {
-	Retry	   *retry = find_retry(view, chunk->first_ticket + row->ticket);
+	Retry	   *retry = find_retry(view, ticket);
 
-	if (retry == NULL)
-		return flagged_alone(row, fault);
-	if (retry->alone)
+	if (retry == NULL || !retry->alone)
+		return false;
+	if (fault)
 		*fault = retry->fault;
-	return retry->alone;
+	return true;
 }
 
 /*
@@ -138,11 +116,10 @@ batcher_retry_alone(BatcherLaneView *view, const BatcherChunk *chunk,
  * with other rows can it be told whose fault it is.
  */
 void
-batcher_retry_rejoin(BatcherLaneView *view, const BatcherChunk *chunk,
-					 BatcherRow *row)
+batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket)
 {
-	batcher_retry_add(view, chunk, row, false, BATCHER_FAULT_STATEMENT, 0.5);
-	find_retry(view, chunk->first_ticket + row->ticket)->rejoins = true;
+	batcher_retry_add(view, ticket, 0, false, BATCHER_FAULT_STATEMENT, 0.5);
+	find_retry(view, ticket)->rejoins = true;
 }
 
 /*

@@ -25,16 +25,12 @@
 #define BATCHER_ROW_SUPERSEDED	0x0100	/* with DONE: another row of its key was
 										 * flushed in its stead */
 #define BATCHER_ROW_ALONE		0x0200	/* is to be a batch of its own */
-#define BATCHER_ROW_BESIDE		0x0400	/* failed in a flush in which others
-										 * passed */
-#define BATCHER_ROW_STATEMENT	0x0800	/* with BESIDE: with what may have been
-										 * the statement's fault */
 
 /*
  * One row.  After the header, each part aligned to four bytes: the priority
  * (if flagged), the payload, the key, the topic (varlenas with long headers).
- * The flags from DONE to SUPERSEDED, BESIDE and STATEMENT, and 'attempts', are
- * changed by the lane's owner; in the inbox the former by whoever holds lane.lock exclusively.
+ * The flags from DONE to SUPERSEDED, and 'attempts', are changed by the lane's
+ * owner; in the inbox the former by whoever holds lane.lock exclusively.
  */
 typedef struct BatcherRow
 {
