@@ -284,6 +284,7 @@ extern void batcher_retry_add(BatcherLaneView *view, uint64 ticket,
 extern bool batcher_retry_alone(BatcherLaneView *view, uint64 ticket,
 								BatcherFault *fault);
 extern void batcher_retry_rejoin(BatcherLaneView *view, uint64 ticket);
+extern void batcher_retry_absolve(BatcherLaneView *view);
 extern void batcher_retry_remove(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_waits(BatcherLaneView *view, uint64 ticket);
 extern bool batcher_retry_known(BatcherLaneView *view, uint64 ticket);

@@ -175,6 +175,23 @@ batcher_retry_force(BatcherLaneView *view)
 }
 
 /*
+ * Another statement is to be tried: that others passed where a row failed tells
+ * nothing of that.  When it is tried again stays.
+ */
+void
+batcher_retry_absolve(BatcherLaneView *view)
+{
+	HASH_SEQ_STATUS status;
+	Retry	   *retry;
+
+	if (view->retries == NULL)
+		return;
+	hash_seq_init(&status, view->retries);
+	while ((retry = hash_seq_search(&status)) != NULL)
+		retry->alone = false;
+}
+
+/*
  * Forget when rows are tried again: the lane goes to another worker, or its
  * rows are gone.
  */

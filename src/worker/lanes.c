@@ -264,6 +264,7 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 	else if (!same_work(old, def))
 	{
 		batcher_queue_reset_breaker(view->queue);
+		batcher_retry_absolve(view);
 		view->forced_upto = 0;
 	}
 }

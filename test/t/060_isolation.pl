@@ -172,7 +172,35 @@ wait_drained($node, 'denied');
 is(flushed('denied'), '41 43 50 51 52 53', 'the others are flushed');
 is(sql($node, q(SELECT payload->>'id', attempts FROM batcher.dead_letter)),
 	'-42|3', 'the row is a dead letter');
-sql($node, q(SELECT batch_purge_dead('denied'); SELECT batch_drop_queue('denied')));
+sql($node, q(SELECT batch_purge_dead('denied')));
+
+# Nor does anybody know it of another statement, in which each row fails so: that
+# opens the breaker, and no row is charged for it.
+sql(
+	$node, q(
+SELECT batch_alter_queue('denied', options => '{"breaker_recovery": "1 h",
+	"breaker_threshold": 2}')));
+enqueue('denied', 45, -46, 47);
+wait_sql($node, q(SELECT attempts = 1 FROM batcher.pending));
+is(flushed('denied'), '45 47', 'the others are flushed');
+sql($node, q(SELECT batch_reset_stats('denied')));
+sql(
+	$node, q(
+SELECT batch_alter_queue('denied', flush_sql => $$INSERT INTO done
+	SELECT 'denied', deny(-abs((payload->>'id')::int)) FROM batch$$)));
+foreach my $try (1 .. 3)
+{
+	sql($node, q(SELECT batch_flush('denied')));
+}
+is( sql(
+		$node, q(
+SELECT breaker_state, rows_failed, rows_dead
+FROM batcher.status JOIN batcher.stat_queue USING (queue)
+WHERE queue = 'denied')),
+	'open|0|0',
+	'another statement opens the breaker');
+is(pending('denied'), '-46:1', 'and the row is not charged for it');
+sql($node, q(SELECT batch_drop_queue('denied', true)));
 
 # An error outside of the statement is nobody's fault.
 sql(
