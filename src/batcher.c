@@ -38,7 +38,6 @@ _PG_init(void)
 	batcher_savefile_install();
 	if (IsBinaryUpgrade)
 		return;
-	batcher_drop_install();
 	batcher_aside_install();
 	batcher_launcher_register();
 }

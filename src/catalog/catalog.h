@@ -189,14 +189,10 @@ extern void batcher_change_note_dropped(BatcherSharedQueue *queue);
 extern void batcher_change_wake_workers(void);
 extern void batcher_change_install(void);
 
-/* drop.c */
-extern void batcher_drop_install(void);
-
 /* spool.c */
 extern const char *batcher_spool_enqueuer(const BatcherChunk *chunk);
 extern uint64 batcher_spool_held_since;
 extern Relation batcher_spool_open(LOCKMODE lockmode);
-extern void batcher_spool_share(void);
 extern uint64 batcher_spool_home(uint32 version);
 extern bool batcher_spool_version(BatcherSharedDatabase *db, Relation spool,
 								  uint32 *version);

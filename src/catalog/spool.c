@@ -39,18 +39,6 @@ batcher_spool_open(LOCKMODE lockmode)
 }
 
 /*
- * Keep the spool from being dropped until the end of the transaction, without
- * being one of those who enqueue or flush.  To be called before anything else
- * of ours is locked and kept: DROP EXTENSION, too, begins with the spool, so
- * that the two meet there (drop.c).  An ERROR (55000) if it is gone.
- */
-void
-batcher_spool_share(void)
-{
-	table_close(batcher_spool_open(AccessShareLock), NoLock);
-}
-
-/*
  * In a worker, the next number when the last flush had locked the spool, which
  * it holds until it ends; 0 in all other processes.
  */

@@ -44,7 +44,6 @@ batcher_catalog_write(const char *sql, int nargs, Oid *types, Datum *values,
 	int			guc_level;
 	int			result;
 
-	batcher_spool_share();
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(batcher_catalog_find(false)->owner,
 						   context | SECURITY_LOCAL_USERID_CHANGE);

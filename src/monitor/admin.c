@@ -42,7 +42,6 @@ batcher_monitor_lookup_for_change(const char *name, BatcherPrivilege privilege)
 		BatcherQueueDef *def = batcher_definition_allowed(name, privilege);
 		int32		id = def->id;
 
-		batcher_spool_share();
 		batcher_definition_lock(id, AccessExclusiveLock);
 		/* it may have changed before the lock was had */
 		def = batcher_definition_allowed(name, privilege);
@@ -253,7 +252,6 @@ batcher_create_queue(PG_FUNCTION_ARGS)
 	memset(&def, 0, sizeof(def));
 	def.name = queue_argument(fcinfo);
 	check_name(def.name);
-	batcher_spool_share();
 	batcher_definition_lock_name(def.name);
 	if (batcher_definition_by_name(def.name))
 	{
