@@ -266,6 +266,44 @@ forget_freezes(Change *change, BatcherSharedQueue *queue)
 }
 
 /*
+ * Queues can be made in a database again.
+ */
+static void
+lower_bar(Change *change)
+{
+	BatcherSharedDatabase *db = change->db;
+
+	change->db = NULL;
+	if (db == NULL)
+		return;
+	(void) pg_atomic_fetch_sub_u32(&db->barred, 1);
+	/* who could make none meanwhile tries again */
+	(void) pg_atomic_fetch_add_u64(&db->generation, 1);
+}
+
+/*
+ * The extension was dropped: right after that the entries of the database and of
+ * its queues may be others'.  So nothing is changed in them later, and what is
+ * counted in that of the database, which may be used again, is undone before.
+ */
+static void
+give_up_database(BatcherSharedDatabase *db)
+{
+	Change	   *change;
+
+	for (change = changes; change; change = change->next)
+	{
+		if (change->kind == CHANGE_BARRED && change->db == db)
+			lower_bar(change);
+		if (change->queue &&
+			change->queue->key.db.extoid == db->key.extoid)
+			change->queue = NULL;
+	}
+	pg_memory_barrier();
+	pg_atomic_write_u32(&db->gone, 1);
+}
+
+/*
  * Carry out or undo the changes of nesting level 'level' and deeper.  They
  * are in reverse order, so that a drop is met before its freeze.
  */
@@ -288,7 +326,7 @@ end_changes(bool commit, int level)
 		switch (change->kind)
 		{
 			case CHANGE_DROPPED:
-				if (commit)
+				if (commit && queue)
 				{
 					forget_freezes(changes, queue);
 					pg_write_barrier();
@@ -313,11 +351,7 @@ end_changes(bool commit, int level)
 					(void) pg_atomic_fetch_add_u64(&change->db->generation, 1);
 				break;
 			case CHANGE_BARRED:
-				if (change->db == NULL)
-					break;
-				(void) pg_atomic_fetch_sub_u32(&change->db->barred, 1);
-				/* who could make none meanwhile tries again */
-				(void) pg_atomic_fetch_add_u64(&change->db->generation, 1);
+				lower_bar(change);
 				break;
 			case CHANGE_CREATED:
 				if (!commit)
@@ -381,7 +415,7 @@ change_xact_callback(XactEvent event, void *arg)
 	for (change = commit ? changes : NULL; change; change = change->next)
 	{
 		if (change->kind == CHANGE_EXTENSION_DROPPED)
-			pg_atomic_write_u32(&change->db->gone, 1);
+			give_up_database(change->db);
 	}
 
 	/* the generation first: who finds a queue open has seen it */
