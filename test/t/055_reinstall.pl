@@ -119,6 +119,37 @@ like(
 	qr/extension "batcher" is not installed in this database/,
 	'who waited for the lock is told that it is gone');
 
+# As the README has it where the extension is in use: who has enqueued goes on,
+# whatever of ours he looks at, and is not met in a deadlock.
+$node->append_conf('postgresql.conf', "deadlock_timeout = '10ms'");
+$node->reload;
+sql($node, 'CREATE EXTENSION batcher');
+sql($node, $make);
+$session->query(q(BEGIN; SELECT batch_enqueue('durable', '["beside"]')));
+$second->{stderr} = '';
+$second->query_until(
+	qr/begins/, q(
+\echo begins
+BEGIN; LOCK TABLE batcher.spool; DROP EXTENSION batcher; COMMIT;
+));
+wait_sql(
+	$node, q(
+SELECT count(*) = 1 FROM pg_locks
+WHERE NOT granted AND mode = 'AccessExclusiveLock'));
+is( $session->query(
+		q(
+SELECT count(*) FROM batcher.status;
+SELECT count(*) FROM batcher.pending;
+SELECT batch_create_queue('beside');
+SELECT batch_enqueue('memory', '["beside"]') > 0;
+COMMIT)),
+	"2\n0\n\nt",
+	'who has enqueued goes on');
+$second->query('SELECT 1');
+is($second->{stderr}, '', 'the extension is dropped then');
+is(sql($node, q(SELECT count(*) FROM pg_extension WHERE extname = 'batcher')),
+	'0', 'it is gone');
+
 # A drop that fails before it has closed the queue leaves it open.
 sql($node, 'CREATE DATABASE fresh');
 my $tickets;
