@@ -225,9 +225,9 @@ same_text(const char *a, const char *b)
 	return a == b || (a && b && strcmp(a, b) == 0);
 }
 
-/* Does a flush do the same under both definitions? */
+/* Does a flush execute the same under both definitions? */
 static bool
-same_work(const BatcherQueueDef *a, const BatcherQueueDef *b)
+same_statement(const BatcherQueueDef *a, const BatcherQueueDef *b)
 {
 	return same_text(a->search_path, b->search_path) &&
 		same_text(a->flush_sql, b->flush_sql) &&
@@ -235,7 +235,15 @@ same_work(const BatcherQueueDef *a, const BatcherQueueDef *b)
 		same_text(a->target_name, b->target_name) &&
 		a->row_type == b->row_type &&
 		same_text(a->row_type_name, b->row_type_name) &&
-		VARSIZE(a->given) == VARSIZE(b->given) &&
+		a->options.on_conflict == b->options.on_conflict &&
+		same_text(a->options.notify_sql, b->options.notify_sql) &&
+		same_text(a->notify_search_path, b->notify_search_path);
+}
+
+static bool
+same_options(const BatcherQueueDef *a, const BatcherQueueDef *b)
+{
+	return VARSIZE(a->given) == VARSIZE(b->given) &&
 		memcmp(a->given, b->given, VARSIZE(b->given)) == 0;
 }
 
@@ -261,11 +269,12 @@ adopt_definition(BatcherLaneView *view, BatcherQueueDef *def)
 		batcher_message_recover(view);
 		batcher_probation_look(view);
 	}
-	else if (!same_work(old, def))
+	else if (!same_statement(old, def) || !same_options(old, def))
 	{
 		batcher_queue_reset_breaker(view->queue);
-		batcher_retry_absolve(view);
 		view->forced_upto = 0;
+		if (!same_statement(old, def))
+			batcher_retry_absolve(view);
 	}
 }
 
