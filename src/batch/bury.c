@@ -41,19 +41,13 @@ typedef struct Stuck
 	uint64		number;			/* what comes to this place later has another */
 } Stuck;
 
-static int
-most_noted(void)
-{
-	return batcher_debug_limit("most-noted", MOST_NOTED);
-}
-
 /*
  * Can no more be noted before those are buried?
  */
 bool
 batcher_grave_full(const BatcherGrave *grave)
 {
-	return grave->n >= most_noted();
+	return grave->n >= batcher_debug_limit("most-noted", MOST_NOTED);
 }
 
 /*

@@ -39,9 +39,6 @@ typedef struct LaneScan
 {
 	BatcherLaneView *view;
 	BatcherEntries *found;
-	int32		queue_id;
-	int32		lane;
-	int32		nlanes;
 	uint64		home;
 	int			max_entries;
 	bool		second;			/* the groups are complete by the first look */
@@ -123,18 +120,19 @@ static void
 visit_entry(HeapTuple tuple, const BatcherSpoolEntry *entry, void *arg)
 {
 	LaneScan   *scan = arg;
+	BatcherLaneView *view = scan->view;
 	BatcherEntries *found = scan->found;
 	uint64		group = (int64) entry->home < 0 ?
 		0 - entry->home : 0;
 	BatcherEntry noted;
 
 	/* a lane that there is not, though none should be stored, is another one */
-	if (entry->queue_id != scan->queue_id || entry->home == scan->home ||
-		(uint32) entry->lane % scan->nlanes != scan->lane)
+	if (entry->queue_id != view->key.queue_id || entry->home == scan->home ||
+		(uint32) entry->lane % view->def->options.lanes != view->key.lane)
 		return;
 	if (!scan->second && group != 0)
 		note_group(scan, group, entry->number);
-	if (batcher_grave_is_stuck(scan->view, entry))
+	if (batcher_grave_is_stuck(view, entry))
 		return;
 	if (!scan->second)
 	{
@@ -191,9 +189,6 @@ batcher_entries_find(BatcherEntries *found, Relation spool,
 	LaneScan	scan = {
 		.view = view,
 		.found = found,
-		.queue_id = view->key.queue_id,
-		.lane = view->key.lane,
-		.nlanes = view->def->options.lanes,
 		.home = home,
 		.max_entries = batcher_debug_limit("max-entries", MAX_ENTRIES)
 	};

@@ -6,10 +6,10 @@
  * A lane that counts as spilled takes no durable row into memory.  When its
  * owner has flushed most of what memory holds, one scan of the spool notes
  * number and place of each of its tuples that has its home elsewhere
- * (entries.c), but for those that are passed over (bury.c); sorted by number, they are fetched as batches need them.  When
- * all that a scan noted is flushed, the next scan looks for what was spilled
- * since; one that finds nothing returns the lane to memory
- * (batcher_lane_spill_clear).
+ * (entries.c), but for those that are passed over (bury.c); sorted by number,
+ * they are fetched as batches need them.  When all that a scan noted is flushed,
+ * the next scan looks for what was spilled since; one that finds nothing returns
+ * the lane to memory (batcher_lane_spill_clear).
  *
  * A reading that cannot go on (the table was rewritten, a tuple is gone)
  * begins anew: nothing here is the truth.  The worker.
